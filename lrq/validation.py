@@ -1,0 +1,166 @@
+"""Vérification des arguments : chaque refus nomme l'argument, la valeur reçue et ce qui était attendu."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_matrix(W: Any, name: str = "W") -> Tensor:
+    """Rend `W` en tenseur flottant, après avoir exigé une matrice réelle, non vide et finie.
+
+    Les entiers deviennent des float32 ; le graphe de dérivation n'est pas suivi.
+
+    Raises
+    ------
+    TypeError
+        `W` n'est pas un tableau de nombres réels.
+    ValueError
+        `W` n'a pas deux dimensions, est vide, ou contient NaN ou l'infini.
+    """
+    try:
+        tensor = torch.as_tensor(W).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} : reçu {type(W).__name__}, attendu une matrice (tenseur ou tableau).") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} : reçu des éléments {tensor.dtype}, attendu des nombres réels.")
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} : reçu un tenseur de forme {tuple(tensor.shape)}, attendu une matrice (m, n).")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} : reçu une matrice vide {tuple(tensor.shape)}, attendu m ≥ 1 et n ≥ 1.")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(
+            f"{name} : {bad} élément(s) sur {tensor.numel()} sont NaN ou infinis, attendu des nombres finis."
+        )
+    return tensor
+
+
+def check_spectrum(S: Any, name: str = "S") -> Tensor:
+    """Rend en float64 des valeurs singulières : vecteur non vide, fini, positif et décroissant.
+
+    Raises
+    ------
+    ValueError
+        `S` n'a pas cette forme.
+    """
+    values = torch.as_tensor(S).detach().to(torch.float64)
+    if values.ndim != 1 or values.numel() == 0:
+        raise ValueError(f"{name} : reçu la forme {tuple(values.shape)}, attendu un vecteur non vide (p,).")
+    if not torch.isfinite(values).all() or (values < 0).any() or (values.diff() > 0).any():
+        raise ValueError(f"{name} : attendu des valeurs singulières finies, positives et rangées en décroissant.")
+    return values
+
+
+def check_integer(value: Any, name: str, minimum: int = 1, maximum: int | None = None) -> int:
+    """Rend un entier compris entre `minimum` et `maximum` (inclus).
+
+    Raises
+    ------
+    TypeError
+        `value` n'est pas un entier (un booléen n'en est pas un).
+    ValueError
+        `value` sort de l'intervalle.
+    """
+    expected = f"un entier ≥ {minimum}" if maximum is None else f"un entier entre {minimum} et {maximum}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        integer = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} : reçu {value!r}, attendu {expected}.") from None
+    if integer < minimum or (maximum is not None and integer > maximum):
+        raise ValueError(f"{name} : reçu {integer}, attendu {expected}.")
+    return integer
+
+
+def check_rank(rank: Any, m: int, n: int, name: str = "rank") -> int:
+    """Rend un rang compris entre 1 et min(m, n).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Comme :func:`check_integer` ; un rang trop grand rappelle d'où vient la borne.
+    """
+    rank = check_integer(rank, name)
+    if rank > min(m, n):
+        raise ValueError(f"{name} : reçu {rank}, attendu au plus min(m, n) = {min(m, n)} pour une matrice {m}×{n}.")
+    return rank
+
+
+def check_ranks(ranks: Any, m: int, n: int, name: str = "ranks") -> list[int]:
+    """Rend une liste non vide de rangs compris entre 1 et min(m, n)."""
+    if not isinstance(ranks, Sequence) or isinstance(ranks, str) or len(ranks) == 0:
+        raise ValueError(f"{name} : reçu {ranks!r}, attendu une liste non vide de rangs.")
+    return [check_rank(rank, m, n, f"{name}[{i}]") for i, rank in enumerate(ranks)]
+
+
+def check_fraction(value: Any, name: str) -> float:
+    """Rend un nombre de l'intervalle ]0, 1].
+
+    Raises
+    ------
+    TypeError
+        `value` n'est pas un nombre.
+    ValueError
+        `value` sort de ]0, 1].
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} : reçu {value!r}, attendu un nombre dans ]0, 1].") from None
+    if not 0.0 < number <= 1.0:  # NaN échoue aussi
+        raise ValueError(f"{name} : reçu {value!r}, attendu un nombre dans ]0, 1].")
+    return number
+
+
+def check_finite_number(value: Any, name: str) -> float:
+    """Rend un nombre fini."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} : reçu {value!r}, attendu un nombre.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} : reçu {value!r}, attendu un nombre fini.")
+    return number
+
+
+def check_bits(n_bits: Any, name: str = "n_bits") -> int:
+    """Rend un nombre de bits entre 1 et 8."""
+    return check_integer(n_bits, name, 1, 8)
+
+
+def check_linear(layer: Any, name: str = "linear_layer") -> nn.Linear:
+    """Rend une `nn.Linear` dont les poids sont finis.
+
+    Raises
+    ------
+    TypeError
+        `layer` est d'une autre classe.
+    ValueError
+        Ses poids ou son biais ne sont pas finis.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.Linear.")
+    check_matrix(layer.weight, f"{name}.weight")
+    if layer.bias is not None and not torch.isfinite(layer.bias).all():
+        raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")
+    return layer
+
+
+def check_input(x: Tensor, in_features: int) -> Tensor:
+    """Rend `x` si sa dernière dimension vaut `in_features`.
+
+    Raises
+    ------
+    ValueError
+        Sinon, avec la forme reçue.
+    """
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
+    return x
