@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .svd import singular_values
-from .validation import check_fraction, check_integer, check_matrix, check_rank, check_spectrum
+from .validation import check_fraction, check_integer, check_rank, check_spectrum
 
 
 def cumulative_energy(S: Tensor) -> Tensor:
@@ -155,8 +155,8 @@ class LowRankAnalysis:
             ``singular_values`` (tableau NumPy), ``energy_captured`` ; et, en plus du cours, ``break_even_rank``,
             ``entropy_rank``, ``stable_rank``.
         """
-        m, n = check_matrix(W).shape
         S = singular_values(W)
+        m, n = W.shape
         rank = rank_for_energy(S, threshold)
         return {
             "original_params": m * n,
@@ -190,9 +190,11 @@ def find_optimal_rank(
     -------
     int
     """
-    m, n = check_matrix(weight_matrix, "weight_matrix").shape
+    S = singular_values(
+        weight_matrix, "weight_matrix"
+    )  # la seule décomposition : elle donne l'erreur de tous les rangs
+    m, n = weight_matrix.shape
     limit = min(m, n) if max_rank is None else check_rank(max_rank, m, n, "max_rank")
-    S = singular_values(weight_matrix)  # la seule décomposition : elle donne l'erreur de tous les rangs
     rank = rank_for_error(S, target_error)
     errors = truncation_errors(S)
     if rank > limit:
@@ -221,9 +223,8 @@ def energy_analysis(weight_matrix: Tensor, energy_threshold: float = 0.99, verbo
     -------
     int
     """
-    check_matrix(weight_matrix, "weight_matrix")
     energy_threshold = check_fraction(energy_threshold, "energy_threshold")
-    S = singular_values(weight_matrix)
+    S = singular_values(weight_matrix, "weight_matrix")
     rank = rank_for_energy(S, energy_threshold)
     if verbose:
         print(f"rang {rank} : {cumulative_energy(S)[rank - 1]:.2%} de l'énergie")

@@ -14,20 +14,23 @@ def working_dtype(W: Tensor) -> torch.dtype:
     return torch.float64 if W.dtype == torch.float64 else torch.float32
 
 
-def singular_values(W: Tensor) -> Tensor:
+def singular_values(W: Tensor, name: str = "W") -> Tensor:
     """Valeurs singulières de W, par ordre décroissant.
 
     Parameters
     ----------
     W : Tensor, (m, n)
+    name : str
+        Nom de l'argument dans les messages d'erreur.
 
     Returns
     -------
     Tensor, (min(m, n),)
         En float32, ou en float64 si W l'est.
     """
-    W = check_matrix(W)
-    return torch.linalg.svdvals(W.to(working_dtype(W)))
+    W = check_matrix(W, name)
+    tall = W if W.shape[0] >= W.shape[1] else W.T  # mêmes valeurs, et LAPACK y va presque deux fois plus vite
+    return torch.linalg.svdvals(tall.to(working_dtype(W)))
 
 
 def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,9 +22,10 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
         `W` n'a pas deux dimensions, est vide, ou contient NaN ou l'infini.
     """
     try:
-        tensor = torch.as_tensor(W).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} : reçu {type(W).__name__}, attendu une matrice (tenseur ou tableau).") from error
+        tensor = torch.as_tensor(W.detach() if isinstance(W, Tensor) else W)
+        tuple(W.shape)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} : reçu {type(W).__name__}, attendu une matrice (tenseur ou tableau NumPy).") from None
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} : reçu des éléments {tensor.dtype}, attendu des nombres réels.")
     if tensor.ndim != 2:

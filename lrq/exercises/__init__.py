@@ -1,0 +1,42 @@
+"""Les exercices du livre : ``verifier("11.1.1", ma_fonction)`` répond en français, et dit pourquoi."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .engine import Bilan, Exercise, verify
+from .section_11_00 import EXERCISE_11_1
+from .section_11_01 import EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3
+
+EXERCISES: dict[str, Exercise] = {
+    exercise.number: exercise for exercise in (EXERCISE_11_1, EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3)
+}
+
+
+def verifier(numero: str, fonction: Callable[..., Any], graine: int | None = None) -> Bilan:
+    """Vérifie la réponse à un exercice.
+
+    Parameters
+    ----------
+    numero : str
+        Par exemple ``"11.1.1"``.
+    fonction : callable
+        Votre réponse, sans parenthèses.
+    graine : int, optionnel
+        Pour rejouer les instances d'un essai précédent ; par défaut, elles changent à chaque appel.
+
+    Returns
+    -------
+    Bilan
+        Affiché tel quel dans un notebook ; ``bilan.reussi`` vaut True ou False.
+
+    Raises
+    ------
+    ValueError
+        Aucun exercice ne porte ce numéro.
+    """
+    if numero not in EXERCISES:
+        raise ValueError(f"numero : reçu {numero!r}, attendu l'un de {', '.join(EXERCISES)}.")
+    return verify(EXERCISES[numero], fonction, graine)
+
+
+__all__ = ["EXERCISES", "Bilan", "verifier"]
