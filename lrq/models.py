@@ -281,6 +281,36 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     return float((network(x).argmax(-1) == y).double().mean())
 
 
+def fit(network: nn.Module, x: Tensor, y: Tensor, epochs: int, lr: float = 1e-3, seed: int = 0) -> nn.Module:
+    """Entraîne un classifieur sur place : Adam, entropie croisée, lots de 64 ; seuls bougent les paramètres non gelés.
+
+    Parameters
+    ----------
+    network : nn.Module
+    x, y : Tensor, (N, ...) et (N,)
+    epochs : int, au moins 0
+    lr : float
+    seed : int
+        Graine de l'ordre des exemples ; le générateur global n'est pas touché.
+
+    Returns
+    -------
+    nn.Module
+        `network`, en mode évaluation.
+    """
+    epochs = check_integer(epochs, "epochs", minimum=0)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr)
+    network.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(64):
+            loss = F.cross_entropy(network(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return network.eval()
+
+
 # --- photographie -----------------------------------------------------------------------------------------------------
 
 

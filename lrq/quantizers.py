@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .validation import check_bits
+from .validation import check_bits, check_integer, check_tensor
 
 
 def quantize_symmetric(t: Tensor, n_bits: int = 8, dim: int | None = None) -> tuple[Tensor, Tensor]:
@@ -26,26 +26,30 @@ def quantize_symmetric(t: Tensor, n_bits: int = 8, dim: int | None = None) -> tu
 
     Raises
     ------
+    TypeError
+        `t` n'est pas un tenseur de nombres réels.
     ValueError
-        `n_bits` hors de 1 … 8, tenseur vide ou non fini.
+        `n_bits` hors de 1 … 8, `dim` hors du tenseur, tenseur vide ou non fini.
     """
     n_bits = check_bits(n_bits)
-    if t.numel() == 0 or not torch.isfinite(t).all():
+    if check_tensor(t, "t").numel() == 0 or not torch.isfinite(t).all():
         raise ValueError(f"t : reçu un tenseur {tuple(t.shape)} vide ou non fini, attendu des nombres finis.")
     x = t.detach().to(torch.float64 if t.dtype == torch.float64 else torch.float32)
-    others = [d for d in range(x.ndim) if dim is None or d != dim % x.ndim]
+    axis = None if dim is None else check_integer(dim, "dim", -x.ndim, x.ndim - 1) % x.ndim
+    magnitude = x.abs().unsqueeze(-1)  # une dimension de plus : il en reste une à réduire quand t est un vecteur
+    others = [d for d in range(magnitude.ndim) if d != axis]
     if n_bits == 1:
-        scale = x.abs().mean(others, keepdim=dim is not None)
+        scale = magnitude.mean(others, keepdim=axis is not None).squeeze(-1)
         return torch.where(x < 0, -1, 1).to(torch.int8), scale
     q = 2 ** (n_bits - 1) - 1
-    scale = x.abs().amax(others, keepdim=dim is not None) / q
+    scale = magnitude.amax(others, keepdim=axis is not None).squeeze(-1) / q
     step = torch.where(scale > 0, scale, 1)  # un tenseur nul se divise par 1
     return (x / step).round().clamp(-q, q).to(torch.int8), scale
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """Rend les nombres réels que les codes représentent : codes × échelle."""
-    return codes * scale
+    return check_tensor(codes, "codes") * check_tensor(scale, "scale")
 
 
 def pack_bits(codes: Tensor, n_bits: int) -> Tensor:
@@ -60,12 +64,25 @@ def pack_bits(codes: Tensor, n_bits: int) -> Tensor:
     Returns
     -------
     Tensor, (⌈numel · b / 8⌉,), uint8
+
+    Raises
+    ------
+    TypeError
+        `codes` n'est pas un tenseur d'entiers.
+    ValueError
+        Un code ne tient pas sur `n_bits` bits.
     """
     n_bits = check_bits(n_bits)
+    if check_tensor(codes, "codes").is_floating_point():
+        raise TypeError(f"codes : reçu des éléments {codes.dtype}, attendu des entiers.")
+    low, high = (-1, 1) if n_bits == 1 else (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1)
+    if codes.numel() and (codes.min() < low or codes.max() > high or (n_bits == 1 and (codes == 0).any())):
+        expected = "−1 ou +1" if n_bits == 1 else f"des entiers entre {low} et {high}"
+        raise ValueError(
+            f"codes : reçu des valeurs de {codes.min()} à {codes.max()}, attendu {expected} sur {n_bits} bit(s)."
+        )
     unsigned = codes.flatten().to(torch.int16)
     unsigned = (unsigned + 1) // 2 if n_bits == 1 else unsigned + 2 ** (n_bits - 1)  # 0 … 2^b − 1
-    if unsigned.numel() and (unsigned.min() < 0 or unsigned.max() >= 2**n_bits):
-        raise ValueError(f"codes : des valeurs sortent de ce que {n_bits} bit(s) peuvent porter.")
     bits = (unsigned[:, None] >> torch.arange(n_bits, device=codes.device)) & 1  # (numel, b), poids faible d'abord
     stream = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8)).view(-1, 8)
     return (stream << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
@@ -86,6 +103,8 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...]) -> Tensor:
     Tensor, `shape`, int8
     """
     n_bits = check_bits(n_bits)
+    if check_tensor(packed, "packed").dtype != torch.uint8:
+        raise TypeError(f"packed : reçu des éléments {packed.dtype}, attendu torch.uint8.")
     numel = torch.Size(shape).numel()
     if packed.numel() != -(-numel * n_bits // 8):
         raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")

@@ -71,4 +71,5 @@ def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     W = check_matrix(W)
     U, S, Vh = truncated_svd(W.to(working_dtype(W)), rank)
     root = S.sqrt()
-    return (U * root).to(W.dtype), (Vh.T * root).to(W.dtype)  # (m, r) * (r,), (n, r) * (r,)
+    U, V = (U * root).to(W.dtype), (Vh.T * root).to(W.dtype)  # (m, r) * (r,), (n, r) * (r,)
+    return U.contiguous(), V.contiguous()  # LAPACK rend U par colonnes, ce que safetensors refuse d'écrire

@@ -42,15 +42,35 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
     return tensor
 
 
+def check_tensor(t: Any, name: str) -> Tensor:
+    """Rend `t` s'il est un tenseur de nombres réels.
+
+    Raises
+    ------
+    TypeError
+        Sinon.
+    """
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} : reçu {type(t).__name__}, attendu un tenseur.")
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"{name} : reçu des éléments {t.dtype}, attendu des nombres réels.")
+    return t
+
+
 def check_spectrum(S: Any, name: str = "S") -> Tensor:
     """Rend en float64 des valeurs singulières : vecteur non vide, fini, positif et décroissant.
 
     Raises
     ------
+    TypeError
+        `S` n'est pas un tableau de nombres réels.
     ValueError
         `S` n'a pas cette forme.
     """
-    values = torch.as_tensor(S).detach().to(torch.float64)
+    try:
+        values = check_tensor(torch.as_tensor(S), name).detach().to(torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} : reçu {S!r}, attendu un vecteur de nombres réels.") from None
     if values.ndim != 1 or values.numel() == 0:
         raise ValueError(f"{name} : reçu la forme {tuple(values.shape)}, attendu un vecteur non vide (p,).")
     if not torch.isfinite(values).all() or (values < 0).any() or (values.diff() > 0).any():
@@ -101,20 +121,27 @@ def check_ranks(ranks: Any, m: int, n: int, name: str = "ranks") -> list[int]:
     return [check_rank(rank, m, n, f"{name}[{i}]") for i, rank in enumerate(ranks)]
 
 
+def to_float(value: Any, name: str, expected: str) -> float:
+    """Rend `value` en float ; un booléen ou un texte est refusé, bien que Python sache les convertir."""
+    try:
+        if isinstance(value, bool | str | bytes):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} : reçu {value!r}, attendu {expected}.") from None
+
+
 def check_fraction(value: Any, name: str) -> float:
     """Rend un nombre de l'intervalle ]0, 1].
 
     Raises
     ------
     TypeError
-        `value` n'est pas un nombre.
+        `value` n'est pas un nombre (ni un booléen ni un texte n'en sont un).
     ValueError
         `value` sort de ]0, 1].
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} : reçu {value!r}, attendu un nombre dans ]0, 1].") from None
+    number = to_float(value, name, "un nombre dans ]0, 1]")
     if not 0.0 < number <= 1.0:  # NaN échoue aussi
         raise ValueError(f"{name} : reçu {value!r}, attendu un nombre dans ]0, 1].")
     return number
@@ -122,10 +149,7 @@ def check_fraction(value: Any, name: str) -> float:
 
 def check_finite_number(value: Any, name: str) -> float:
     """Rend un nombre fini."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} : reçu {value!r}, attendu un nombre.") from None
+    number = to_float(value, name, "un nombre")
     if not math.isfinite(number):
         raise ValueError(f"{name} : reçu {value!r}, attendu un nombre fini.")
     return number
@@ -155,13 +179,17 @@ def check_linear(layer: Any, name: str = "linear_layer") -> nn.Linear:
 
 
 def check_input(x: Tensor, in_features: int) -> Tensor:
-    """Rend `x` si sa dernière dimension vaut `in_features`.
+    """Rend `x` si c'est un tenseur dont la dernière dimension vaut `in_features`.
 
     Raises
     ------
+    TypeError
+        `x` n'est pas un tenseur.
     ValueError
-        Sinon, avec la forme reçue.
+        Sa dernière dimension diffère, avec la forme reçue.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
     return x

@@ -155,6 +155,11 @@ class MultiStageFactorizedLinear(CompressedLinear):
         last = nn.Linear(dims[-1], out_features, bias=bias, device=device, dtype=dtype)
         self.factors = nn.ModuleList([*chain, last])
 
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """Le biais, (out,), ou None : celui de la dernière couche de `factors`."""
+        return self.factors[-1].bias  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         """y = F_{k+1}(… F₂(F₁ x)) + b."""
         h = check_input(x, self.in_features)
@@ -229,12 +234,13 @@ def compare_factorized_vs_standard(
     dict
         ``compression`` (paramètres) et ``error`` (erreur relative des sorties).
     """
+    check_rank(rank, check_integer(out_features, "out_features"), check_integer(in_features, "in_features"))
     check_integer(num_tests, "num_tests")
     if linear_layer is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed toucherait aussi les générateurs CUDA
             linear_layer = nn.Linear(in_features, out_features)
-    elif (linear_layer.in_features, linear_layer.out_features) != (in_features, out_features):
+    elif (check_linear(linear_layer).in_features, linear_layer.out_features) != (in_features, out_features):
         raise ValueError(
             f"linear_layer : reçu {linear_layer.in_features} → {linear_layer.out_features}, "
             f"attendu {in_features} → {out_features}."
@@ -245,7 +251,8 @@ def compare_factorized_vs_standard(
     x = x.to(weight.device, weight.dtype)
     with torch.no_grad():
         y = linear_layer(x)
-        error = float((y - factorized(x)).norm() / y.norm())
+        gap = (y - factorized(x)).double().norm()  # en float64, le carré ne déborde pas
+        error = float(gap / y.double().norm()) if gap != 0 else 0.0
     result = {"compression": factorized.compression_ratio(), "error": error}
     if verbose:
         print(f"{in_features} → {out_features}, rang {rank} : ×{result['compression']:.2f}, erreur {error:.4f}")

@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..svd import working_dtype
 from ..validation import check_finite_number, check_input, check_linear, check_rank
 
 
@@ -44,7 +46,7 @@ class LoRALayer(nn.Module):
         self.original = original_layer.requires_grad_(False)
         self.lora_A = nn.Parameter(torch.randn(rank, n, device=weight.device, dtype=weight.dtype) / math.sqrt(n))
         self.lora_B = nn.Parameter(torch.zeros(m, rank, device=weight.device, dtype=weight.dtype))
-        self.register_buffer("_saved_weight", None, persistent=False)
+        self.register_buffer("_saved_weight", None)
 
     @property
     def merged(self) -> bool:
@@ -62,22 +64,30 @@ class LoRALayer(nn.Module):
     def merge_weights(self) -> None:
         """Ajoute α B A aux poids d'origine ; une seconde fusion ne change rien et avertit."""
         if self.merged:
-            warnings.warn("adaptateur déjà fusionné : rien n'a changé.", stacklevel=2)
+            warnings.warn("adaptateur déjà fusionné : rien n'a changé.", stacklevel=3)
             return
-        delta = self.alpha * (self.lora_B @ self.lora_A)  # (m, r) @ (r, n) -> (m, n)
-        if not torch.isfinite(delta).all():
-            raise ValueError("lora_A, lora_B : l'adaptateur contient NaN ou l'infini, la fusion est refusée.")
-        self._saved_weight = self.original.weight.detach().clone()
-        self.original.weight += delta
+        W = self.original.weight
+        dtype = working_dtype(W)  # un seul arrondi, à la fin
+        merged = W.to(dtype) + self.alpha * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))  # (m, r) @ (r, n)
+        if not torch.isfinite(merged.to(W.dtype)).all():
+            raise ValueError("lora_A, lora_B : reçu NaN ou l'infini dans W + α B A, la fusion est refusée.")
+        self._saved_weight = W.detach().clone()
+        W.copy_(merged)
 
     @torch.no_grad()
     def unmerge_weights(self) -> None:
         """Rend aux poids d'origine leur valeur d'avant la fusion, au bit près."""
         if self._saved_weight is None:
-            warnings.warn("adaptateur non fusionné : rien n'a changé.", stacklevel=2)
+            warnings.warn("adaptateur non fusionné : rien n'a changé.", stacklevel=3)
             return
         self.original.weight.copy_(self._saved_weight)
         self._saved_weight = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # la couche prend l'état du fichier, fusionné ou non : sinon l'adaptateur compterait deux fois, ou zéro
+        saved = state_dict.get(f"{prefix}_saved_weight")
+        self._saved_weight = None if saved is None else torch.empty_like(self.original.weight)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def trainable_parameters(self) -> int:
         """Nombre de paramètres entraînés : r (in + out)."""

@@ -1,6 +1,6 @@
 """Section 11.0 : deux facteurs de rang r, quantifiés et rangés bit contre bit."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
     U_scale, V_scale : Tensor, scalaires, ou None avant la quantification
     """
 
+    _like: Tensor  # vide : garde le dtype des poids une fois les facteurs libérés
     U_packed: Tensor
     V_packed: Tensor
     U_scale: Tensor
@@ -50,6 +51,7 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         self.n_bits = check_bits(n_bits)
         for name in ("U_packed", "U_scale", "V_packed", "V_scale"):
             self.register_buffer(name, None)
+        self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
 
     @property
     def quantized(self) -> bool:
@@ -61,10 +63,16 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         if self.quantized:
             return
         codes = {"U": quantize_symmetric(self.U, self.n_bits), "V": quantize_symmetric(self.V, self.n_bits)}
+        self._like = self.U.new_empty(0)
         for name, (q, scale) in codes.items():
             setattr(self, f"{name}_packed", pack_bits(q, self.n_bits))
             setattr(self, f"{name}_scale", scale)
             setattr(self, name, None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}U_packed" in state_dict:  # un fichier de codes se charge dans une couche quantifiée
+            self.quantize()
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def U_q(self) -> Tensor:
@@ -87,15 +95,17 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
 
     def forward_quantized(self, x: Tensor) -> Tensor:
         """Déquantifie les facteurs, puis multiplie : les bits économisent la mémoire, pas les calculs."""
+        check_input(x, self.in_features)
         U = dequantize(self.U_q, self.U_scale).to(x.dtype)  # (m, r)
         V = dequantize(self.V_q, self.V_scale).to(x.dtype)  # (r, n)
-        h = F.linear(check_input(x, self.in_features), V)  # (..., n) @ (n, r) -> (..., r)
+        h = F.linear(x, V)  # (..., n) @ (n, r) -> (..., r)
         return F.linear(h, U, self.bias)  # (..., r) @ (r, m) -> (..., m)
 
     def reconstruct_weight(self) -> Tensor:
         if not self.quantized:
             return super().reconstruct_weight()
-        return dequantize(self.U_q, self.U_scale) @ dequantize(self.V_q, self.V_scale)
+        W = dequantize(self.U_q, self.U_scale) @ dequantize(self.V_q, self.V_scale)  # (m, r) @ (r, n) -> (m, n)
+        return W.to(self._like.dtype)
 
     def count_parameters(self) -> int:
         return self.rank * (self.in_features + self.out_features)

@@ -7,8 +7,14 @@ from torch import nn
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Noms des nn.Linear de `model`, dans l'ordre de ``named_modules``."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    """Noms des nn.Linear de `model`, dans l'ordre de ``named_modules`` ; une couche partagée a tous ses noms.
+
+    Un réseau qui est lui-même une nn.Linear porte le nom vide.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")
+    modules = model.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if isinstance(module, nn.Linear)]
 
 
 def replace_linears(
@@ -30,19 +36,24 @@ def replace_linears(
 
     Raises
     ------
+    TypeError
+        `model` n'est pas un nn.Module.
     ValueError
         Un nom ne désigne aucune nn.Linear du réseau.
     """
-    if isinstance(model, nn.Linear):
-        return convert(model)
     present = linear_names(model)
     unknown = sorted(set(names or ()) - set(present))
     if unknown:
         raise ValueError(f"names : {unknown[0]!r} n'est pas une nn.Linear du réseau, qui a : {', '.join(present)}.")
     model = copy.deepcopy(model)
-    for name in present if names is None else names:
-        parent, _, child = name.rpartition(".")
-        layer = model.get_submodule(name)
+    layers = {name: model.get_submodule(name) for name in (present if names is None else names)}
+    converted: dict[nn.Module, nn.Module] = {}  # une couche partagée n'est convertie qu'une fois, et le reste
+    for name, layer in layers.items():
         assert isinstance(layer, nn.Linear)
-        setattr(model.get_submodule(parent), child, convert(layer))
+        if layer not in converted:
+            converted[layer] = convert(layer).train(layer.training)
+        if layer is model:
+            return converted[layer]
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, converted[layer])
     return model

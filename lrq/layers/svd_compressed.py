@@ -94,7 +94,7 @@ class SVDCompressedLinear(CompressedLinear):
                 f"original_weight : reçu {tuple(W.shape)}, attendu {(self.out_features, self.in_features)}."
             )
         error = torch.linalg.norm(W - self.reconstruct_weight().detach().double())
-        return float(error / torch.linalg.norm(W)) if error > 0 else 0.0
+        return float(error / torch.linalg.norm(W)) if error != 0 else 0.0
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={self.rank}, bias={self.bias is not None}"
