@@ -14,6 +14,12 @@ from .svd import singular_values
 from .validation import check_fraction, check_integer, check_rank, check_spectrum
 
 
+def relative_energies(S: Tensor) -> Tensor:
+    """Énergies σᵢ²/σ₁², en float64 : le quotient évite tout débordement du carré ; nulles pour une matrice nulle."""
+    S = check_spectrum(S)
+    return (S / S[0]) ** 2 if S[0] > 0 else S
+
+
 def cumulative_energy(S: Tensor) -> Tensor:
     """Part de l'énergie Σσ² que gardent les r premières valeurs singulières, pour r = 1 … p.
 
@@ -26,7 +32,8 @@ def cumulative_energy(S: Tensor) -> Tensor:
     Tensor, (p,), float64
         Croissant, terminé par 1 ; une matrice nulle donne 1 partout.
     """
-    return 1 - truncation_errors(S) ** 2
+    kept = relative_energies(S).cumsum(0)
+    return kept / kept[-1] if kept[-1] > 0 else torch.ones_like(kept)
 
 
 def truncation_errors(S: Tensor) -> Tensor:
@@ -43,13 +50,9 @@ def truncation_errors(S: Tensor) -> Tensor:
     Tensor, (p,), float64
         Décroissant, terminé par 0 ; une matrice nulle donne 0 partout.
     """
-    S = check_spectrum(S)
-    if S[0] == 0:
-        return torch.zeros_like(S)
-    energy = (S / S[0]) ** 2  # le quotient évite tout débordement du carré
-    tail = energy.flip(0).cumsum(0).flip(0)  # tail[r] = Σ_{i>r} σᵢ² : sommée des petites aux grandes, sans soustraction
-    dropped = torch.cat([tail[1:], tail.new_zeros(1)])
-    return (dropped / tail[0]).sqrt()
+    tail = relative_energies(S).flip(0).cumsum(0).flip(0)  # sommée des petites aux grandes, sans soustraction
+    dropped = torch.cat([tail[1:], tail.new_zeros(1)])  # Σ_{i>r} σᵢ², pour r = 1 … p
+    return (dropped / tail[0]).sqrt() if tail[0] > 0 else dropped
 
 
 def rank_for_energy(S: Tensor, threshold: float = 0.99) -> int:
@@ -59,6 +62,7 @@ def rank_for_energy(S: Tensor, threshold: float = 0.99) -> int:
     ----------
     S : Tensor, (p,), décroissant
     threshold : float, dans ]0, 1]
+        1 veut dire : toute l'énergie, à la précision float64 près.
 
     Returns
     -------

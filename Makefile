@@ -1,0 +1,72 @@
+# make : la liste des commandes. Il ne faut que make et Python ≥ 3.11.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+ENV := .venv/.pret
+
+.DEFAULT_GOAL := aide
+.PHONY: aide livre test lab exercices notebooks bench propre
+
+aide:
+	@echo "make livre      construit le livre et dit où l'ouvrir"
+	@echo "make test       vérifie tout : style, types, paquet, carnets (nbval), livre"
+	@echo "make lab        ouvre les carnets dans JupyterLab"
+	@echo "make exercices  copie les carnets dans exercices/, sans leurs sorties, pour y travailler"
+	@echo "make notebooks  réexécute tous les carnets sur place"
+	@echo "make bench      lance les mesures de temps"
+	@echo "make propre     efface le livre construit et les caches (ni .venv, ni exercices/)"
+	@echo
+	@echo "PYTHON=python3.12           choisit l'interpréteur (3.11 au moins)"
+	@echo "TORCH_INDEX=<adresse>       prend PyTorch à cette adresse, par exemple sa version sans GPU :"
+	@echo "                            https://download.pytorch.org/whl/cpu"
+
+# L'environnement : refait quand les versions changent.
+$(ENV): requirements.txt pyproject.toml
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "$(PYTHON) est introuvable : installez Python 3.11 ou plus récent, ou donnez PYTHON=<chemin>."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Il faut Python 3.11 ou plus récent ; $(PYTHON) est $$($(PYTHON) -V 2>&1). Donnez PYTHON=<chemin>."; exit 1; }
+	@echo "Préparation de l'environnement dans .venv : quelques minutes la première fois (PyTorch est lourd)…"
+	@$(PYTHON) -m venv .venv || \
+	  { echo "Le module venv manque à $(PYTHON) (sous Debian : apt install python3-venv)."; exit 1; }
+	@if [ -n "$(TORCH_INDEX)" ]; then \
+	  echo "PyTorch, depuis $(TORCH_INDEX)…"; \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	    --index-url "$(TORCH_INDEX)" "$$(grep '^torch==' requirements.txt)"; \
+	fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+	@echo "Environnement prêt."
+
+# --all : sans lui, une seconde construction oublie les avertissements de la première, et -W n'arrête plus rien.
+livre: $(ENV)
+	@echo "Construction du livre : les carnets s'exécutent, quelques minutes la première fois…"
+	@$(BIN)/jupyter-book build . --all -W --keep-going
+	@echo
+	@echo "Le livre est prêt : $(CURDIR)/_build/html/index.html"
+	@echo "Pour l'ouvrir     : $(PYTHON) -m webbrowser \"file://$(CURDIR)/_build/html/index.html\""
+
+test: $(ENV)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/pytest --nbval tests notebooks
+
+lab: $(ENV)
+	@$(BIN)/jupyter lab
+
+exercices: $(ENV)
+	@$(BIN)/python notebooks/carnets.py exercices
+
+notebooks: $(ENV)
+	@$(BIN)/python notebooks/carnets.py executer
+
+bench: $(ENV)
+	@$(BIN)/python -m benchmarks
+
+propre:
+	@rm -rf _build .pytest_cache .mypy_cache .ruff_cache .jupyter_cache
+	@find lrq tests book notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Effacé : le livre construit et les caches."

@@ -1,0 +1,1 @@
+"""Mesures côte à côte, dans le même processus ou la même minute : ``python -m benchmarks``."""

@@ -1,0 +1,31 @@
+"""``python -m benchmarks`` : un tableau, et un code de sortie 1 si une cible est manquée."""
+
+import argparse
+import sys
+
+import torch
+
+from . import book, forward, rank, startup
+from .table import render
+
+
+def main() -> int:
+    """Mesure tout, imprime le tableau, rend le code de sortie."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Mesure lrq à côté de ses références, dans la même exécution."
+    )
+    parser.add_argument("--rapide", action="store_true", help="moins de répétitions, sans les carnets ni le livre")
+    quick = parser.parse_args().rapide
+    rows = []
+    for module in (rank, forward, startup, book):
+        print(f"… {(module.__doc__ or '').splitlines()[0]}", file=sys.stderr)
+        rows += module.measure(quick)
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} fil(s) ; durées médianes, mesures entrelacées.\n")
+    print(render(rows))
+    missed = sum(row.held is False for row in rows)
+    print(f"\n{missed} cible(s) manquée(s)." if missed else "\nToutes les cibles sont tenues.")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

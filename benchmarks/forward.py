@@ -1,0 +1,52 @@
+"""Une couche factorisée contre une couche dense : quelle part de l'accélération promise par le calcul est obtenue.
+
+Les cibles se jugent sur un seul fil : à plusieurs fils, une machine chargée fait attendre le plus lent à chaque produit,
+et un produit d'une fraction de milliseconde ne mesure plus que cette attente. Les mesures à tous les fils suivent.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lrq import FactorizedLinear
+
+from .table import Row, duration, number
+from .timing import interleaved
+
+SIZE, RANK = 4096, 64
+IDEAL = SIZE * SIZE / (RANK * 2 * SIZE)  # mn / r(m + n) = 32 : le rapport des multiplications
+TARGETS = {1: 0.75, 32: 0.65}  # part de l'idéal, par taille de lot
+CALLS = {1: (200, 10), 32: (40, 5)}  # appels par mesure, couche factorisée puis dense : des durées voisines
+
+
+def measure(quick: bool) -> Iterator[Row]:
+    """Rang 64 sur 4096×4096, sans biais, pour un vecteur et pour un lot de 32."""
+    dense = nn.Linear(SIZE, SIZE, bias=False)
+    factorized = FactorizedLinear(SIZE, SIZE, RANK)
+    every = torch.get_num_threads()
+    for threads in sorted({1, every}):
+        torch.set_num_threads(threads)
+        try:
+            for batch, target in TARGETS.items():
+                yield compare(dense, factorized, batch, threads, target if threads == 1 else None, 7 if quick else 31)
+        finally:
+            torch.set_num_threads(every)
+
+
+def compare(
+    dense: nn.Module, factorized: nn.Module, batch: int, threads: int, target: float | None, repeats: int
+) -> Row:
+    """Une taille de lot : les deux couches à tour de rôle, sur la même entrée."""
+    x = torch.randn(batch, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mine, theirs = interleaved([lambda: factorized(x), lambda: dense(x)], repeats, CALLS[batch])
+    speedup = theirs / mine
+    return Row(
+        f"FactorizedLinear {SIZE}×{SIZE}, rang {RANK}, lot de {batch}, {threads} fil(s)",
+        duration(mine),
+        duration(theirs),
+        f"×{number(speedup)} = {number(speedup / IDEAL)} de ×{number(IDEAL, 2)}",
+        "—" if target is None else f"≥ {number(target, 2)}",
+        None if target is None else speedup / IDEAL >= target,
+    )

@@ -1,0 +1,873 @@
+"""Chaque entrée de book/errata.md a ici son test : l'erreur du cours est reproduite, puis lrq répond juste.
+
+Les lignes du cours s'exécutent depuis des chaînes, que le formateur de code laisse telles quelles ; le peu qui les
+entoure est écrit pour ces tests. Chaque nombre de la page est formé à partir de la valeur mesurée.
+"""
+
+import contextlib
+import copy
+import inspect
+import io
+import re
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lrq import (
+    FactorizedLinear,
+    LoRALayer,
+    LowRankAnalysis,
+    MultiStageFactorizedLinear,
+    QuantizedLowRankLayer,
+    SVDCompressedLinear,
+    balanced_factors,
+    break_even_rank,
+    compare_factorized_vs_standard,
+    energy_analysis,
+    find_optimal_rank,
+    quantize_symmetric,
+    replace_linears,
+    truncated_svd,
+)
+from lrq.models import accuracy, load_digits_data, load_digits_network
+
+PAGE = Path(__file__).parents[1] / "book" / "errata.md"
+TEST_NAME = re.compile(r"test_e(\d+)_(\d+)_(\d+)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PARTS = ["Le cours écrit", "Ce que cela donne", "Ce que fait `lrq`"]
+
+
+# --- La page ----------------------------------------------------------------------------------------------------------
+
+
+def words(text):
+    """Le texte, où toute suite d'espaces (insécables et fines comprises) devient une espace."""
+    return " ".join(text.split())
+
+
+def entries():
+    """{« E11.0-1 » : texte de l'entrée, titre compris}."""
+    sections = re.split(r"^##+ ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {match[0]: text for text in sections if (match := re.match(r"E[\d.]+-\d+", text))}
+
+
+def reproductions():
+    """{« E11.0-1 » : fonction test_e11_0_1}."""
+    found = {TEST_NAME.fullmatch(name): test for name, test in globals().items()}
+    return {"E{}.{}-{}".format(*match.groups()): test for match, test in found.items() if match}
+
+
+SAID = []
+
+
+def says(entry, text):
+    """L'entrée de la page contient ce texte, aux espaces près, et pas seulement au milieu d'un autre nombre."""
+    text = words(text)
+    whole = rf"(?<!\w)(?<!\d[, ]){re.escape(text)}(?!\w|[, ]\d)"
+    assert re.search(whole, words(entries()[entry])), f"{entry} ne dit pas « {text} »"
+    SAID.append(whole)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """De petites matrices : plusieurs fils d'exécution coûtent plus qu'ils ne rapportent, surtout à plusieurs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def every_number_is_said(request):
+    """Une fois les textes vérifiés retirés de l'entrée, il n'y reste aucun nombre."""
+    SAID.clear()
+    yield
+    if match := TEST_NAME.fullmatch(request.node.name):
+        prose = words(FENCE.sub("", entries()["E{}.{}-{}".format(*match.groups())]))
+        said = sorted(SAID, key=len, reverse=True)  # le plus long d'abord : un texte peut en contenir un autre
+        for whole in [r"^E[\d.]+-\d+", *said, r"E11\.\d-\d+", r"section 11\.\d", r"`[^`]*`"]:
+            prose = re.sub(whole, "", prose)
+        assert not re.search(r"(?<!\w)\d.{,20}", prose), f"nombre sans mesure dans : {prose}"
+
+
+def fr(value, digits=0):
+    """Un nombre à la française : 1 234,5."""
+    return f"{value:,.{digits}f}".replace(",", " ").replace(".", ",")
+
+
+def test_entries_and_tests_are_the_same():
+    assert entries().keys() == reproductions().keys()
+    assert entries()
+    titles = re.findall(r"^### (E[\d.]+-\d+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(titles) == len(set(titles)), "deux entrées portent le même numéro"
+
+
+@pytest.mark.parametrize("entry", entries() if PAGE.exists() else [])
+def test_what_is_quoted_is_what_runs(entry):
+    text = entries()[entry]
+    assert [part for part in PARTS if part in text] == PARTS
+    quoted, ours = [code.strip().splitlines() for _, code in FENCE.findall(text)]
+    assert len(quoted) <= 2, "une citation du cours tient en deux lignes"
+    assert len(ours) == 1
+    source = {words(line) for line in inspect.getsource(reproductions()[entry]).splitlines()}
+    assert {words(line) for line in quoted} <= source
+    assert words(ours[0].split("  #")[0]) in source
+
+
+# --- Oracles et lignes du cours ---------------------------------------------------------------------------------------
+
+
+def course(code, **names):
+    """Exécute des lignes du cours ; ce qu'elles définissent devient des attributs, ce qu'elles impriment `printed`."""
+    namespace = {"torch": torch, "nn": nn, "np": np, **names}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(textwrap.dedent(code), namespace)
+    return SimpleNamespace(**namespace, printed=printed.getvalue())
+
+
+def relative(W, approximation):
+    """‖W − Ŵ‖/‖W‖ en float64, par NumPy."""
+    W, approximation = (t.detach().double().numpy() for t in (W, approximation))
+    return np.linalg.norm(W - approximation) / np.linalg.norm(W)
+
+
+def energies(W):
+    """Les σ², en décroissant : valeurs propres de la matrice de Gram, en float64, par NumPy et sans SVD."""
+    W = W.detach().double().numpy()
+    gram = W @ W.T if len(W) <= W.shape[1] else W.T @ W
+    return np.linalg.eigvalsh(gram)[::-1].clip(0)
+
+
+def eckart_young(W, rank):
+    """La plus petite erreur relative possible au rang `rank`."""
+    return np.sqrt(energies(W)[rank:].sum() / energies(W).sum())
+
+
+def smallest_rank(W, target_error):
+    """Le premier rang dont l'erreur ne dépasse pas la cible."""
+    s2 = energies(W)
+    return next(r for r in range(1, len(s2) + 1) if s2[r:].sum() <= target_error**2 * s2.sum())
+
+
+def energy_rank(W, threshold):
+    """Le premier rang dont l'énergie atteint le seuil."""
+    s2 = energies(W)
+    return int(np.argmax(np.cumsum(s2) / s2.sum() >= threshold)) + 1
+
+
+def true_rank(W):
+    """Le nombre de valeurs singulières au-dessus du bruit d'arrondi."""
+    s2 = energies(W)
+    return int((s2 > 1e-10 * s2[0]).sum())
+
+
+# --- Section 11.0 -----------------------------------------------------------------------------------------------------
+
+
+def test_e11_0_1():
+    lines = course("""
+        def factors(W, rank):
+            U, S, Vt = torch.svd(W)
+            Vt_r = Vt[:rank, :]
+            root = torch.diag(torch.sqrt(S[:rank]))
+            return U[:, :rank] @ root, root @ Vt_r
+    """)
+    torch.manual_seed(0)
+    rank = 64
+    wide, square, tall = nn.Linear(1024, 512), nn.Linear(512, 512), nn.Linear(256, 512)
+
+    U, V = lines.factors(wide.weight.data, rank)
+    with pytest.raises(RuntimeError):
+        torch.randn(1, 1024) @ V.T @ U.T
+    says("E11.0-1", f"rang {rank}")
+    says("E11.0-1", f"{wide.in_features} → {wide.out_features}")
+    says("E11.0-1", f"« {wide.weight.numel() / (U.numel() + V.numel()):.2f}x »")
+    layer = SVDCompressedLinear.from_linear(wide, rank)
+    assert relative(wide.weight, layer.reconstruct_weight()) == pytest.approx(eckart_young(wide.weight, rank), rel=1e-5)
+    says("E11.0-1", f"×{fr(layer.compression_ratio(), 2)}")
+    for linear in (square, tall):
+        U, V = lines.factors(linear.weight.data, rank)
+        error = relative(linear.weight, U @ V)
+        best = eckart_young(linear.weight, rank)
+        says("E11.0-1", f"{linear.in_features} → {linear.out_features}")
+        says("E11.0-1", f"{fr(error, 2)} au lieu de {fr(best, 2)}")
+        assert error > relative(linear.weight, torch.zeros_like(linear.weight)) > best
+    says("E11.0-1", f"zéros donnerait {fr(relative(tall.weight, torch.zeros_like(tall.weight)))}")
+
+    for linear in (square, tall):
+        layer = SVDCompressedLinear.from_linear(linear, rank=64)
+        best = eckart_young(linear.weight, rank)
+        assert relative(linear.weight, layer.reconstruct_weight()) == pytest.approx(best, rel=1e-5)
+        assert layer.reconstruction_error(linear.weight) == pytest.approx(best, rel=1e-5)
+
+
+def test_e11_0_2():
+    lines = course("""
+        class Adapter(nn.Module):
+            def __init__(self, original, lora_A, lora_B, alpha=1.0):
+                super().__init__()
+                self.original, self.lora_A, self.lora_B, self.alpha = original, lora_A, lora_B, alpha
+
+            def forward(self, x):
+                return self.original(x) + self.alpha * (x @ self.lora_A.T @ self.lora_B.T)
+
+            def merge_weights(self):
+                delta_W = self.alpha * (self.lora_B @ self.lora_A)
+                self.original.weight.data += delta_W
+    """)
+    torch.manual_seed(0)
+    linear, x = nn.Linear(768, 768), torch.randn(32, 768)
+    lora_layer = LoRALayer(copy.deepcopy(linear), rank=16)
+    nn.init.normal_(lora_layer.lora_B)
+    theirs = lines.Adapter(copy.deepcopy(linear), lora_layer.lora_A, lora_layer.lora_B)
+    update = (lora_layer.lora_B @ lora_layer.lora_A).detach()  # l'oracle : W₀ + BA, une fois
+
+    @torch.no_grad()
+    def times_counted(layer):
+        shift, once = layer(x) - linear(x), x @ update.T
+        return float((shift * once).sum() / (once * once).sum())
+
+    theirs.merge_weights()
+    says("E11.0-2", f"compte {fr(times_counted(theirs), 2)} fois")
+    theirs.merge_weights()
+    says("E11.0-2", f"{fr(times_counted(theirs), 2)} fois après deux")
+
+    before = lora_layer(x)
+    lora_layer.merge_weights()
+    torch.testing.assert_close(lora_layer(x), before, rtol=1e-4, atol=1e-4)
+    with pytest.warns(UserWarning, match="fusionné"):
+        lora_layer.merge_weights()
+    says("E11.0-2", f"compte {fr(times_counted(lora_layer), 2)} fois")
+    lora_layer.unmerge_weights()
+    assert torch.equal(lora_layer.original.weight, linear.weight)
+
+
+def test_e11_0_3():
+    lines = course("""
+        def quantize_tensor(t, n_bits):
+            scale = t.abs().max() / (2 ** (n_bits - 1) - 1)
+            q = torch.round(t / scale)
+            return q, scale
+
+        original_size = 1024 * 512 * 4
+        compressed_size = (64 * (1024 + 512)) * 1  # int8 bytes
+    """)
+    torch.manual_seed(0)
+    says("E11.0-3", f"{fr(lines.compressed_size / 1024)} Kio")
+    says("E11.0-3", f"×{fr(lines.original_size / lines.compressed_size, 1)}")
+    for n_bits in (4, 8):
+        factors = [torch.randn(512, 64), torch.randn(64, 1024)]
+        codes = [lines.quantize_tensor(t, n_bits)[0] for t in factors]
+        assert {q.dtype for q in codes} == {torch.float32}
+        held = sum(t.nbytes for t in codes + factors)
+        says("E11.0-3", f"{fr(held / 1024)} Kio")
+        says("E11.0-3", f"×{fr(lines.original_size / held, 1)}")
+
+        layer = QuantizedLowRankLayer(1024, 512, rank=64, n_bits=n_bits)
+        layer.quantize()
+        size, ratio = layer.nbytes(), layer.compression_ratio()
+        assert size == sum(t.nbytes for t in layer.state_dict().values())
+        assert size == 64 * (1024 + 512) * n_bits // 8 + 2 * 4  # les codes serrés, deux échelles float32
+        assert ratio == lines.original_size / size
+        says("E11.0-3", f"{fr(size)} octets à {n_bits} bits (×{fr(ratio, 1)})")
+
+
+def test_e11_0_4():
+    lines = course("""
+        class Compressed(nn.Module):
+            def __init__(self, U, V):
+                super().__init__()
+                self.U, self.V = U, V
+
+            def forward(self, x):
+                return x @ self.V.T @ self.U.T
+    """)
+    network, (_, (x, y)) = load_digits_network("mlp"), load_digits_data()
+
+    def theirs(linear):  # au rang plein, avec la bonne SVD : il ne manque que le biais
+        U, V = balanced_factors(linear.weight, min(linear.weight.shape))
+        return lines.Compressed(U, V.T)
+
+    def ours(linear):
+        rank = min(linear.weight.shape)
+        compressed = SVDCompressedLinear.from_linear(linear, rank)
+        assert torch.equal(compressed.bias, linear.bias)
+        assert compressed.bias.data_ptr() != linear.bias.data_ptr()
+        return compressed
+
+    says("E11.0-4", f"{len(y)} images")
+    says("E11.0-4", f"de {fr(100 * accuracy(network, x, y), 1)} %")
+    says("E11.0-4", f"à {fr(100 * accuracy(replace_linears(network, theirs), x, y), 1)} %")
+    compressed = replace_linears(network, ours)
+    torch.testing.assert_close(compressed(x), network(x), rtol=1e-3, atol=1e-3)
+
+
+def test_e11_0_5():
+    lines = course("""
+        class Quantized(nn.Module):
+            def __init__(self, in_features, out_features, rank):
+                super().__init__()
+                self.U = nn.Parameter(torch.randn(out_features, rank))
+                self.V = nn.Parameter(torch.randn(rank, in_features))
+    """)
+    torch.manual_seed(0)
+    theirs, x = lines.Quantized(1024, 512, 64), torch.randn(2000, 1024)
+    spread = float((x @ theirs.V.T @ theirs.U.T).detach().std())
+    assert spread == pytest.approx((1024 * 64) ** 0.5, rel=0.05)  # n termes, puis r termes, de variance 1
+    says("E11.0-5", f"écart type d'environ {fr(spread)}")
+    says("E11.0-5", f"{fr(float(QuantizedLowRankLayer(1024, 512, 64)(x).detach().std()), 2)} dans `lrq`")
+
+    linear = nn.Linear(1024, 512)
+    linear.weight.data = torch.randn(512, 64) @ torch.randn(64, 1024) / 256  # de rang 64 exactement
+    layer = QuantizedLowRankLayer.from_linear(linear, rank=64, n_bits=8)
+    error = relative(linear.weight, layer.reconstruct_weight())
+    says("E11.0-5", "de rang 64")
+    says("E11.0-5", f"à {fr(100 * error, 1)} % près sur 8 bits")
+    torch.testing.assert_close(layer(x), linear(x), rtol=0, atol=6 * error * float(linear(x).detach().std()))
+
+
+def test_e11_0_6():
+    lines = course("""
+        class Quantized(nn.Module):
+            def __init__(self, n_bits=8):
+                super().__init__()
+                self.n_bits = n_bits
+                self.U, self.V = nn.Parameter(torch.randn(512, 64)), nn.Parameter(torch.randn(64, 1024))
+
+            def quantize(self):
+                quantize_tensor = lambda t, n_bits: (torch.round(t * 30), torch.tensor(1 / 30))
+                self.U_q, self.U_scale = quantize_tensor(self.U.data, self.n_bits)
+
+            def forward_quantized(self, x):
+                return x @ self.V.T @ (self.U_q * self.U_scale).T
+    """)
+    torch.manual_seed(0)
+    x, theirs = torch.randn(3, 1024), lines.Quantized()
+    with pytest.raises(AttributeError):
+        theirs.forward_quantized(x)
+    theirs.quantize()
+    with pytest.raises(NotImplementedError):
+        nn.Sequential(theirs)(x)
+    assert set(theirs.state_dict()) == {"U", "V"}
+    says("E11.0-6", f"{fr(sum(t.nbytes for t in theirs.state_dict().values()))} octets")
+
+    layer = QuantizedLowRankLayer(1024, 512, rank=64, n_bits=8)
+    exact = x @ layer.V.detach().T @ layer.U.detach().T
+    layer.quantize()
+    y = layer(x)
+    assert relative(exact, y) < 0.02
+    assert torch.equal(nn.Sequential(layer)(x), y)
+    saved, reloaded = layer.state_dict(), QuantizedLowRankLayer(1024, 512, rank=64, n_bits=8)
+    says("E11.0-6", f"{fr(sum(t.nbytes for t in saved.values()))} octets")
+    reloaded.quantize()
+    reloaded.load_state_dict(saved)
+    assert torch.equal(reloaded(x), y)
+
+
+def test_e11_0_7():
+    lines = course("""
+        def quantize_tensor(t, n_bits):
+            scale = t.abs().max() / (2 ** (n_bits - 1) - 1)
+            return torch.round(t / scale), scale
+
+        def analyze(S):
+            total_energy, cumulative_energy = (S ** 2).sum(), torch.cumsum(S ** 2, dim=0)
+            ratios = cumulative_energy / total_energy
+            effective_rank = min(torch.searchsorted(ratios, torch.tensor(0.99)).item() + 1, len(S))
+            return {
+                'effective_rank': effective_rank,
+                'energy_captured': (cumulative_energy[effective_rank-1] / total_energy).item()
+            }
+    """)
+    torch.manual_seed(0)
+    zero, t = torch.zeros(8, 6), torch.randn(8, 6)
+    assert torch.isnan(lines.quantize_tensor(zero, 8)[0]).all()
+    q, scale = lines.quantize_tensor(t, 1)
+    assert torch.isinf(scale)
+    assert torch.isnan(q * scale).all()
+    theirs = lines.analyze(torch.zeros(6))
+    assert np.isnan(theirs["energy_captured"])
+    says("E11.0-7", f"rang {theirs['effective_rank']} sur {min(zero.shape)}")
+    says("E11.0-7", "1 bit")
+
+    q, scale = quantize_symmetric(zero, n_bits=8)
+    assert torch.equal(q * scale, zero)
+    q, scale = quantize_symmetric(t, n_bits=1)
+    np.testing.assert_allclose(q * scale, np.sign(t.numpy()) * np.abs(t.numpy()).mean(), rtol=1e-6)
+    analysis = LowRankAnalysis.analyze_weight_matrix(zero)
+    assert analysis["energy_captured"] == 1.0
+    says("E11.0-7", f"rang {analysis['effective_rank']}")
+
+
+def test_e11_0_8():
+    lines = course("""
+        def singular_values(W):
+            U, S, Vt = torch.svd(W)
+            return {
+                'singular_values': S.numpy(),
+            }
+    """)
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 32)
+    with pytest.raises(RuntimeError, match="requires grad"):
+        lines.singular_values(linear.weight)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(RuntimeError):  # NotImplementedError en est une
+            lines.singular_values(linear.weight.detach().to(dtype))
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        linear = linear.to(dtype)
+        analysis = LowRankAnalysis.analyze_weight_matrix(linear.weight)
+        oracle = np.linalg.svd(linear.weight.detach().double().numpy(), compute_uv=False)
+        np.testing.assert_allclose(analysis["singular_values"], oracle, rtol=1e-4)
+        assert analysis["effective_rank"] == energy_rank(linear.weight, 0.99)
+
+
+def test_e11_0_9():
+    lines = course("""
+        class Adapter(nn.Module):
+            def __init__(self, original, rank):
+                super().__init__()
+                self.original, in_features, out_features = original, original.in_features, original.out_features
+                self.lora_A = nn.Parameter(torch.randn(rank, in_features) / np.sqrt(in_features))
+                self.lora_B = nn.Parameter(torch.zeros(out_features, rank))
+
+            def forward(self, x):
+                return self.original(x) + x @ self.lora_A.T @ self.lora_B.T
+    """)
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float64):
+        linear, x = nn.Linear(64, 32, dtype=dtype), torch.randn(3, 64, dtype=dtype)
+        with pytest.raises(RuntimeError):
+            lines.Adapter(linear, 4)(x)
+        adapter = LoRALayer(linear, rank=4)
+        assert torch.equal(adapter(x), linear(x))
+        assert {p.dtype for p in adapter.parameters()} == {dtype}
+
+
+def test_e11_0_10():
+    torch.manual_seed(0)
+    W = torch.randn(1024, 512)
+    rank = energy_rank(W, 0.99)
+    lines = course(
+        """
+        analysis = {'compression_ratio': W.numel() / (rank * (W.shape[0] + W.shape[1]))}
+        print(f"  Compression: {analysis['compression_ratio']:.2f}x")
+        """,
+        W=W,
+        rank=rank,
+    )
+    m, n = W.shape
+    says("E11.0-10", f"{m} × {n}")
+    says("E11.0-10", f"{fr(99)} % de l'énergie demandent le rang {rank}")
+    says("E11.0-10", f"« {words(lines.printed)} »")
+    says("E11.0-10", f"{fr(rank * (m + n))} nombres au lieu de {fr(m * n)}")
+    says("E11.0-10", f"{fr(100 * (rank * (m + n) / (m * n) - 1))} % de plus")
+    says("E11.0-10", f"{fr(n * (m + n))} nombres au rang plein {n}")
+
+    limit = LowRankAnalysis.analyze_weight_matrix(W)["break_even_rank"]
+    assert limit == m * n / (m + n)
+    assert energy_analysis(W) == rank > limit
+    says("E11.0-10", f"rang {fr(limit, 2)}")
+
+
+def test_e11_0_11():
+    lines = course("""
+        def analyze(S, threshold):
+            cumulative_energy, total_energy = torch.cumsum(S ** 2, dim=0), (S ** 2).sum()
+            # Rang effectif (capture threshold% de l'énergie)
+            rank = torch.searchsorted(cumulative_energy / total_energy, torch.tensor(threshold)).item() + 1
+            return min(rank, len(S))
+
+        def title(energy_threshold):
+            print(f"Analyse d'Énergie ({energy_threshold*100:.0f}%):")
+
+        title(99)
+    """)
+    torch.manual_seed(0)
+    W = torch.randn(256, 128)
+    S = torch.linalg.svdvals(W)
+    says("E11.0-11", f"{W.shape[0]} × {W.shape[1]}")
+    says("E11.0-11", f"rang {lines.analyze(S, 99)} sur {len(S)}")
+    says("E11.0-11", f"« {words(lines.printed)} »")
+
+    says("E11.0-11", "refuse 99")
+    with pytest.raises(ValueError, match=r"energy_threshold : reçu 99, attendu un nombre dans \]0, 1\]"):
+        energy_analysis(W, energy_threshold=99)
+    with pytest.raises(ValueError, match="threshold : reçu 99"):
+        LowRankAnalysis.analyze_weight_matrix(W, threshold=99)
+    rank = energy_analysis(W, energy_threshold=0.99)
+    assert rank == energy_rank(W, 0.99)
+    says("E11.0-11", f"rang {rank}")
+
+
+def test_e11_0_12():
+    base_layer = nn.Linear(768, 768)
+    lines = course(
+        """
+        print(f"Paramètres totaux: {base_layer.weight.numel() + base_layer.bias.numel():,}")
+        """,
+        base_layer=base_layer,
+    )
+    base = int(re.sub(r"\D", "", lines.printed))
+    adapter = LoRALayer(base_layer, rank=16)
+    trained = adapter.lora_A.numel() + adapter.lora_B.numel()
+    assert adapter.trainable_parameters() == trained == 16 * (768 + 768)
+    assert adapter.total_parameters() == base + trained
+    says("E11.0-12", f"{fr(base)} est celui")
+    says("E11.0-12", f"{fr(trained)} de plus, soit {fr(base + trained)} (+{fr(100 * trained / base, 2)} %)")
+    says("E11.0-12", f"« Réduction: {1 - trained / base:.2%} »")
+    share = adapter.trainable_parameters() / adapter.total_parameters()
+    assert share == trained / sum(p.numel() for p in adapter.parameters())
+    says("E11.0-12", f"{fr(100 * share, 2)} %")
+
+
+def test_e11_0_13():
+    lines = course("""
+        def quantize_tensor(t, n_bits):
+            q = torch.round(t / (t.abs().max() / (2 ** (n_bits - 1) - 1)))
+            free = q
+            q = torch.clamp(q, -2**(n_bits-1), 2**(n_bits-1)-1)
+            return q, free
+    """)
+    generator = torch.Generator().manual_seed(0)
+    for n_bits in range(2, 9):
+        top = 2 ** (n_bits - 1) - 1
+        for _ in range(200):
+            t = torch.randn(300, generator=generator)
+            q, free = lines.quantize_tensor(t, n_bits)
+            assert torch.equal(q, free)
+            assert q.min() >= -top
+            codes, scale = quantize_symmetric(t, n_bits=n_bits)
+            assert torch.equal(codes.float(), q)
+            assert float((codes * scale - t).abs().max()) <= float(scale) * 0.5001  # l'oracle : un demi-pas
+        if n_bits == 2:
+            says("E11.0-13", f"{n_bits} bits, {len(q.unique())} valeurs servent sur {2**n_bits}")
+    says("E11.0-13", f"8 bits, le code −{2**7}")
+    says("E11.0-13", f"de −{top} à {top}")
+
+
+# --- Section 11.1 -----------------------------------------------------------------------------------------------------
+
+
+def test_e11_1_1():
+    lines = course("""
+        def errors(weight_matrix, ranks):
+            U, S, Vt = torch.svd(weight_matrix)
+            for r in ranks:
+                Vt_r = Vt[:r, :]
+                W_reconstructed = U[:, :r] @ torch.diag(S[:r]) @ Vt_r
+                yield (torch.norm(weight_matrix - W_reconstructed) / torch.norm(weight_matrix)).item()
+    """)
+    torch.manual_seed(0)
+    W = torch.randn(1024, 512)
+    m, n = W.shape
+    ranks = [1, 2, 3, *range(8, 513, 24)]
+    errors = list(lines.errors(W, ranks))
+    assert min(errors) > 0.05
+    assert (np.diff(errors) > 0).all()
+    chosen = ranks[np.argmin(np.abs(np.array(errors) - 0.05))]  # le repli du cours
+    says("E11.1-1", f"{m} × {n}")
+    says("E11.1-1", f"{fr(5)} % d'erreur")
+    says("E11.1-1", f"rang {chosen} (erreur {fr(errors[0], 2)})")
+    says("E11.1-1", f"« {m * n / (chosen * (m + n)):.2f}x »")
+    says("E11.1-1", f"rang plein {n}, son erreur vaut encore {fr(errors[-1], 2)}")
+    with pytest.raises(RuntimeError):
+        list(lines.errors(W.T, [1]))
+
+    rank = find_optimal_rank(W, target_error=0.05)
+    assert eckart_young(W, rank) <= 0.05 < eckart_young(W, rank - 1)
+    says("E11.1-1", f"rang {rank}, soit ×{fr(m * n / (rank * (m + n)), 2)}")
+    low = torch.randn(256, 10) @ torch.randn(10, 128)
+    assert min(lines.errors(low, range(1, 129))) > 0.05
+    assert find_optimal_rank(low.T, target_error=1e-4) == 10
+    assert find_optimal_rank(low, target_error=1e-4) == 10
+    says("E11.1-1", f"exactement de rang {true_rank(low)}")
+
+
+def test_e11_1_2():
+    lines = course("""
+        class FactorizedLinear(nn.Module):
+            pass
+
+        @classmethod
+        def from_linear_svd(cls, linear_layer, rank):
+            return cls()
+
+        @staticmethod
+        def from_linear_random(linear_layer, rank):
+            return FactorizedLinear()
+    """)
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 64)
+    with pytest.raises(AttributeError):
+        lines.FactorizedLinear.from_linear_svd(linear, rank=16)
+    with pytest.raises(AttributeError):
+        lines.FactorizedLinear.from_linear_random(linear, rank=16)
+    with pytest.raises(TypeError, match="not callable"):
+        lines.from_linear_svd(lines.FactorizedLinear, linear, rank=16)
+    assert isinstance(lines.from_linear_random(linear, rank=16), lines.FactorizedLinear)
+
+    layer = FactorizedLinear.from_linear_svd(linear, rank=16)
+    best = eckart_young(linear.weight, 16)
+    assert relative(linear.weight, layer.reconstruct_weight()) == pytest.approx(best, rel=1e-5)
+    assert FactorizedLinear.from_linear_random(linear, rank=16)(torch.randn(3, 96)).shape == (3, 64)
+
+
+def test_e11_1_3():
+    lines = course("""
+        class Factorized(nn.Module):
+            def __init__(self, U, V, bias):
+                super().__init__()
+                self.U, self.V, self.bias = nn.Parameter(U), nn.Parameter(V), nn.Parameter(bias)
+
+            def forward(self, x):
+                intermediate = x @ self.V
+                output = intermediate @ self.U.T
+                return output
+    """)
+    torch.manual_seed(0)
+    linear, x = nn.Linear(1024, 512), torch.randn(100, 1024)
+    theirs = lines.Factorized(*balanced_factors(linear.weight, 512), linear.bias.detach().clone())
+    y = theirs(x)
+    y.sum().backward()
+    assert theirs.bias.grad is None
+    assert theirs.U.grad is not None
+    m, n = linear.weight.shape
+    says("E11.1-3", f"{n} → {m}")
+    says("E11.1-3", f"rang plein {min(m, n)}")
+    says("E11.1-3", f"{fr(100 * relative(linear(x), y), 1)} %")
+
+    layer = FactorizedLinear.from_linear_svd(linear, rank=512)
+    layer(x).sum().backward()
+    np.testing.assert_allclose(layer.bias.grad, np.full(m, len(x)))
+    oracle = x.double() @ linear.weight.double().T + linear.bias.double()
+    assert relative(oracle, layer(x)) < 1e-5
+
+
+def test_e11_1_4():
+    lines = course("""
+        class MultiStage(nn.Module):
+            def __init__(self, in_features, out_features, ranks):
+                super().__init__()
+                self.factors = nn.ModuleList()
+                prev_dim = in_features
+                for i, rank in enumerate(ranks):
+                    next_dim = rank
+                    if i == len(ranks) - 1:
+                        next_dim = out_features
+                    self.factors.append(nn.Linear(prev_dim, next_dim, bias=False))
+                    prev_dim = next_dim
+
+            def count_parameters(self):
+                return sum(f.weight.numel() for f in self.factors)
+    """)
+    counts = {last: lines.MultiStage(1024, 512, [256, last]).count_parameters() for last in (256, 1)}
+    assert len(set(counts.values())) == 1
+    says("E11.1-4", f"{fr(counts[1])} paramètres")
+    dense = lines.MultiStage(1024, 512, [64]).count_parameters()
+    assert dense == 1024 * 512
+    says("E11.1-4", f"{fr(dense)} paramètres, ×{fr(1024 * 512 / dense, 2)}")
+    assert len(lines.MultiStage(1024, 512, []).factors) == 0
+
+    layer = MultiStageFactorizedLinear(1024, 512, ranks=[256])
+    assert layer.count_parameters() == 256 * (1024 + 512) == counts[256]
+    says("E11.1-4", f"{layer.in_features} → {layer.ranks[0]} → {layer.out_features}")
+    narrow = MultiStageFactorizedLinear(1024, 512, ranks=[64])
+    assert true_rank(narrow.reconstruct_weight()) == 64
+    says("E11.1-4", f"{fr(narrow.count_parameters())} avec `ranks=[64]`")
+    last = MultiStageFactorizedLinear(1024, 512, ranks=[256, 1])
+    assert true_rank(last.reconstruct_weight()) == 1
+    with pytest.raises(ValueError, match="liste non vide"):
+        MultiStageFactorizedLinear(1024, 512, ranks=[])
+
+
+def test_e11_1_5():
+    lines = course("""
+        def fallback(errors, target_error):
+            ranks = range(1, len(errors) + 1)
+            best_rank_idx = np.argmin(np.abs(np.array(errors) - target_error))
+            best_rank = ranks[best_rank_idx]
+            print(f"Rang optimal (approximatif): {best_rank} (erreur: {errors[best_rank_idx]:.6f})")
+            return best_rank
+    """)
+    torch.manual_seed(0)
+    W = torch.randn(256, 128)
+    m, n = W.shape
+    chosen = lines.fallback([eckart_young(W, r) for r in range(1, 11)], 0.05)
+    assert chosen == 10
+    says("E11.1-5", f"{m} × {n}")
+    says(
+        "E11.1-5", f"rang {chosen}, dont l'erreur est {fr(eckart_young(W, chosen), 2)} pour une cible de {fr(0.05, 2)}"
+    )
+    zero = torch.zeros(256, 128)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        lines.fallback([float("nan")] * 128, 0.05)
+    assert torch.isnan(torch.norm(zero - zero) / torch.norm(zero))  # ce que le cours compare à la cible
+    says("E11.1-5", f"« {words(printed.getvalue())} »")
+
+    needed = smallest_rank(W, 0.05)
+    with pytest.warns(UserWarning, match=f"il faudrait le rang {needed}"):
+        rank = find_optimal_rank(W, max_rank=10, target_error=0.05)
+    assert rank == 10
+    says("E11.1-5", f"il faudrait le rang {needed}")
+    assert find_optimal_rank(zero, target_error=0.05) == 1
+
+
+def test_e11_1_6():
+    network = load_digits_network("mlp")
+    torch.manual_seed(0)
+    lines = course(
+        """
+        standard = nn.Linear(in_features, out_features)
+        """,
+        in_features=256,
+        out_features=256,
+    )
+    fresh = compare_factorized_vs_standard(256, 256, rank=24, num_tests=5000, linear_layer=lines.standard)
+    result = compare_factorized_vs_standard(256, 256, rank=24, num_tests=5000, linear_layer=network.fc2)
+    assert fresh["compression"] == result["compression"] == 256 * 256 / (24 * (256 + 256))
+    for linear, measured in ((lines.standard, fresh), (network.fc2, result)):
+        W, b = linear.weight.detach().double(), linear.bias.detach().double()
+        s2 = torch.linalg.svdvals(W) ** 2
+        expected = float((s2[24:].sum() / (s2.sum() + (b**2).sum())).sqrt())  # E‖Ex‖² = ‖E‖² pour x gaussien
+        assert measured["error"] == pytest.approx(expected, rel=0.03)
+    says("E11.1-6", f"{network.fc2.in_features} → {network.fc2.out_features}")
+    says("E11.1-6", f"rang 24 (×{fr(result['compression'], 2)})")
+    says("E11.1-6", f"{fr(fresh['error'], 2)} sur la couche tirée au hasard et {fr(result['error'], 2)} sur celle")
+
+
+def test_e11_1_7():
+    lines = course("""
+        class Factorized(nn.Module):
+            def __init__(self, in_features, out_features, rank):
+                super().__init__()
+                self.rank = rank
+                self.U = nn.Parameter(torch.randn(out_features, rank))
+                self.V = nn.Parameter(torch.randn(in_features, rank))
+    """)
+    torch.manual_seed(0)
+    theirs = lines.Factorized(8, 8, rank=100)
+    size = theirs.U.numel() + theirs.V.numel()
+    says("E11.1-7", f"{theirs.U.shape[0]} × {theirs.V.shape[0]}")
+    says("E11.1-7", f"{fr(size)} nombres au lieu de {8 * 8}")
+    says("E11.1-7", f"rang {true_rank(theirs.U @ theirs.V.T)}")
+    U, V = balanced_factors(nn.Linear(8, 8).weight, 8)
+    theirs.U.data, theirs.V.data = U[:, :100], V[:, :100]  # la troncature du cours
+    says("E11.1-7", f"`rank` vaut {theirs.rank} pour {theirs.U.shape[1]} colonnes")
+
+    with pytest.raises(ValueError, match=r"rank : reçu 100, attendu au plus min\(m, n\) = 8"):
+        FactorizedLinear(8, 8, rank=100)
+    with pytest.raises(ValueError, match="rank : reçu 100"):
+        FactorizedLinear.from_linear_svd(nn.Linear(8, 8), rank=100)
+
+
+def test_e11_1_8():
+    lines = course("""
+        def energy_analysis(S, energy_threshold):
+            total_energy = (S ** 2).sum().item()
+            cumulative_energy = torch.cumsum(S ** 2, dim=0)
+            energy_ratios = cumulative_energy / total_energy
+            return min(torch.searchsorted(energy_ratios, torch.tensor(energy_threshold)).item() + 1, len(S))
+    """)
+    exponent, base, digits = 20, 0.95, 7
+    W = 10.0**exponent * torch.eye(8)
+    theirs = lines.energy_analysis(W.diagonal(), 0.45)
+    rank = energy_analysis(W, energy_threshold=0.45)
+    assert rank == energy_rank(W, 0.45)
+    says("E11.1-8", f"$10^{{{exponent}}}\\,I$, de taille {len(W)}")
+    says("E11.1-8", f"{fr(45)} % de l'énergie demandent le rang {rank} et le cours rend {theirs}")
+
+    W = torch.diag(torch.tensor([base**k for k in range(200)]))
+    threshold = 1 - 10.0**-digits
+    oracle = energy_rank(W, threshold)
+    assert energy_analysis(W, energy_threshold=threshold) == oracle
+    says("E11.1-8", f"$\\sigma_k = {fr(base, 2).replace(',', '{,}')}^k$")
+    says("E11.1-8", f"$1 - 10^{{-{digits}}}$")
+    says("E11.1-8", f"rend {lines.energy_analysis(W.diagonal(), threshold)} au lieu de {oracle}")
+
+
+def test_e11_1_9():
+    lines = course("""
+        def find_optimal_rank(weight_matrix, U, S, Vt, target_error):
+            for r in range(1, len(S) + 1):
+                U_r, S_r, Vt_r = U[:, :r], S[:r], Vt[:r, :]
+                W_reconstructed = U_r @ torch.diag(S_r) @ Vt_r
+                error = torch.norm(weight_matrix - W_reconstructed, 'fro')
+                if error / torch.norm(weight_matrix, 'fro') <= target_error:
+                    return r
+    """)
+    torch.manual_seed(0)
+    W = torch.randn(256, 128)
+    m, n = W.shape
+    U, S, Vh = truncated_svd(W, n)
+    with FlopCounterMode(display=False) as theirs:
+        reconstructions = lines.find_optimal_rank(W, U, S, Vh, 0.05)
+    with FlopCounterMode(display=False) as ours:
+        rank = find_optimal_rank(W, target_error=0.05)
+    assert rank == reconstructions == smallest_rank(W, 0.05)
+    assert theirs.get_total_flops() == sum(2 * m * r * r + 2 * m * r * n for r in range(1, rank + 1))
+    assert ours.get_total_flops() == 0
+    says("E11.1-9", f"{m} × {n} et {fr(5)} % d'erreur")
+    says("E11.1-9", f"{reconstructions} reconstructions")
+    says("E11.1-9", f"{fr(theirs.get_total_flops() / 1e6)} millions d'opérations")
+
+
+def test_e11_1_10():
+    claim = """
+    Pour $m=1024, n=512$ : compression bénéfique si $r < 341$
+    """
+    m, n, bound = map(int, re.search(r"m=(\d+), n=(\d+).*r < (\d+)", claim).groups())
+    assert bound * (m + n) < m * n < (bound + 1) * (m + n)
+    says("E11.1-10", f"rang {bound} est encore bénéfique")
+    says("E11.1-10", f"{fr(bound * (m + n))} nombres au lieu de {fr(m * n)}")
+    says("E11.1-10", f"rang {bound + 1} qui coûte plus, avec {fr((bound + 1) * (m + n))}")
+    limit = break_even_rank(1024, 512)
+    assert limit == m * n / (m + n)
+    assert bound < limit < bound + 1
+    says("E11.1-10", f"$r < {fr(limit, 2).replace(',', '{,}')}$")
+    says("E11.1-10", f"$r \\leq {bound}$")
+
+
+def test_e11_1_11():
+    lines = course("""
+        class Factorized(nn.Module):
+            def __init__(self, in_features, out_features, rank):
+                super().__init__()
+                self.U = nn.Parameter(torch.randn(out_features, rank))
+                self.V = nn.Parameter(torch.randn(in_features, rank))
+                nn.init.xavier_uniform_(self.U)
+                nn.init.xavier_uniform_(self.V)
+    """)
+    torch.manual_seed(0)
+    linear = nn.Linear(1024, 512)
+    state = torch.get_rng_state()
+    theirs = lines.Factorized(1024, 512, 64)
+    assert not torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    theirs = lines.Factorized(1024, 512, 64)
+    torch.manual_seed(1)
+    torch.randn(512, 64), torch.randn(1024, 64)
+    alone = nn.init.xavier_uniform_(torch.empty(512, 64))
+    assert torch.equal(theirs.U, alone)  # les tirages de randn ne servent qu'à avancer le générateur
+    m, n = linear.weight.shape
+    says("E11.1-11", f"{fr(theirs.U.numel() + theirs.V.numel())} tirages perdus pour une couche {n} → {m} de rang 64")
+
+    torch.set_rng_state(state)
+    layer = FactorizedLinear.from_linear_svd(linear, rank=64)
+    compare_factorized_vs_standard(64, 32, rank=8)
+    assert torch.equal(torch.get_rng_state(), state)
+    best = eckart_young(linear.weight, 64)
+    assert relative(linear.weight, layer.reconstruct_weight()) == pytest.approx(best, rel=1e-5)
+    torch.manual_seed(1)
+    ours = FactorizedLinear(1024, 512, rank=64)
+    torch.manual_seed(1)
+    assert torch.equal(ours.U, nn.init.xavier_uniform_(torch.empty(512, 64)))  # aucun tirage avant Xavier
