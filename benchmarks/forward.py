@@ -1,6 +1,6 @@
 """Une couche factorisée contre une couche dense : quelle part de l'accélération promise par le calcul est obtenue.
 
-Les cibles se jugent sur un seul fil : à plusieurs fils, une machine chargée fait attendre le plus lent à chaque produit,
+Les cibles se jugent sur un seul fil : à plusieurs fils, une machine chargée fait attendre le plus lent,
 et un produit d'une fraction de milliseconde ne mesure plus que cette attente. Les mesures à tous les fils suivent.
 """
 
