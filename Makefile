@@ -5,6 +5,9 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 ENV := .venv/.pret
 
+# Sur une machine chargée, les fils de calcul qui attendent en tournant à vide ralentissent tout.
+export OMP_WAIT_POLICY := PASSIVE
+
 .DEFAULT_GOAL := aide
 .PHONY: aide livre test lab exercices notebooks bench propre
 
