@@ -51,7 +51,9 @@ def source(*objects: Callable[..., Any] | type) -> Source:
     Source
         Affichable dans un notebook et dans la page.
     """
-    return Source("\n\n".join(without_docstrings(textwrap.dedent(inspect.getsource(obj))) for obj in objects))
+    files = dict.fromkeys(f"# {inspect.getmodule(obj).__name__.replace('.', '/')}.py" for obj in objects)  # type: ignore[union-attr]
+    codes = [without_docstrings(textwrap.dedent(inspect.getsource(obj))) for obj in objects]
+    return Source("\n".join(files) + "\n" + "\n\n".join(codes))
 
 
 def without_docstrings(code: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -34,6 +35,23 @@ def french_axis(axes: Axes, x: int | None = None, y: int | None = None) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _, d=digits: fr(value, d)))
 
 
+def label(
+    axes: Axes, text: str, x: float, y: float, colour: str, dx: float = 0, dy: float = 6, ha: str = "left"
+) -> None:
+    """Écrit `text` près du point (x, y), décalé de (dx, dy) points, sur un halo qui l'isole des courbes."""
+    halo = [patheffects.withStroke(linewidth=3, foreground="white")]
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=(dx, dy),
+        textcoords="offset points",
+        color=colour,
+        ha=ha,
+        path_effects=halo,
+        annotation_clip=False,
+    )
+
+
 def plot_spectra(spectra: Mapping[str, Tensor], dashed: Sequence[str] = ()) -> Figure:
     """Plusieurs spectres σᵢ/σ₁ sur un même graphique, contre la part du rang i/p.
 
@@ -55,9 +73,7 @@ def plot_spectra(spectra: Mapping[str, Tensor], dashed: Sequence[str] = ()) -> F
         colour = THEORY if theory else next(colours)
         axes.semilogy(share, values, color=colour, linestyle="--" if theory else "-")
         middle = int(0.62 * len(S))
-        axes.annotate(
-            name, (share[middle], values[middle]), xytext=(4, 5), textcoords="offset points", color=colour, size=10
-        )
+        label(axes, name, float(share[middle]), float(values[middle]), colour, dx=4, dy=8)
     axes.set(xlabel="part du rang, i / p", ylabel="σᵢ / σ₁ (échelle logarithmique)", ylim=(1e-4, 1.3), xlim=(0, 1))
     french_axis(axes, x=1)
     return figure
@@ -84,13 +100,11 @@ def plot_truncation(S: Tensor, m: int, n: int, name: str) -> Figure:
     axes.plot(ranks, 100 * cumulative_energy(S), color=RANK)
     axes.plot(ranks, 100 * truncation_errors(S), color=ERROR)
     quarter = len(S) // 4
-    axes.annotate("énergie gardée", (quarter, 100 * float(cumulative_energy(S)[quarter])), xytext=(0, -16),
-                  textcoords="offset points", color=RANK)  # fmt: skip
-    axes.annotate("erreur relative", (quarter, 100 * float(truncation_errors(S)[quarter])), xytext=(0, 8),
-                  textcoords="offset points", color=ERROR)  # fmt: skip
+    label(axes, "énergie gardée", quarter, 100 * float(cumulative_energy(S)[quarter]), RANK, dy=-18)
+    label(axes, "erreur relative", quarter, 100 * float(truncation_errors(S)[quarter]), ERROR, dy=8)
     mark_break_even(axes, m, n)
     axes.plot([threshold], [99], "o", color=RANK)
-    axes.annotate(f"99 % au rang {threshold}", (threshold, 99), xytext=(8, -16), textcoords="offset points", color=RANK)
+    label(axes, f"99 % au rang {threshold}", threshold, 99, RANK, dx=8, dy=-16)
     axes.set(xlabel="rang r", ylabel="en %", title=name, xlim=(0, len(S)), ylim=(0, 105))
     return figure
 
@@ -100,8 +114,8 @@ def mark_break_even(axes: Axes, m: int, n: int) -> None:
     limit = break_even_rank(m, n)
     axes.axvline(limit, color=THEORY, linestyle="--", linewidth=1.2)
     axes.axvspan(limit, min(m, n), facecolor="none", edgecolor="#d4d9df", hatch="//", linewidth=0)
-    axes.annotate(f"r* = {fr(limit, 0 if limit == int(limit) else 1)}\nau-delà : plus lourd que W", (limit, 8),
-                  xytext=(6, 0), textcoords="offset points", color=THEORY, size=9.5)  # fmt: skip
+    text = f"r* = {fr(limit, 0 if limit == int(limit) else 1)}\nau-delà : plus lourd que W"
+    label(axes, text, limit, 50, THEORY, dx=8)
 
 
 def show_images(images: Mapping[str, Tensor], columns: int = 3) -> Figure:
@@ -117,7 +131,7 @@ def show_images(images: Mapping[str, Tensor], columns: int = 3) -> Figure:
     Figure
     """
     rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.6, 2.05 * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(7.6, 2.75 * rows), squeeze=False)
     cells: list[Any] = list(grid.flat)
     for axes in cells:
         axes.axis("off")
