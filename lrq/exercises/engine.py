@@ -283,7 +283,7 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     cases = exercise.cases(torch.Generator().manual_seed(seed))
     results: list[Any] = []
-    held: dict[str, None] = {}  # l'ordre d'apparition des propriétés
+    judged: dict[str, int] = {}  # dans l'ordre d'apparition des propriétés, sur combien d'instances
     failed: dict[str, str] = {}
     for case in cases:
         result, properties = attempt(function, case)
@@ -292,15 +292,21 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
             return report("à compléter", [("•", hint)])
         results.append(result)
         for item in [*properties, *judge(exercise, result, case)]:
-            held.setdefault(item.text)
+            judged[item.text] = judged.get(item.text, 0) + 1
             if not item.holds:
                 failed.setdefault(item.text, f"sur {case.label} : {item.why}")
         if isinstance(result, TooLong):
             break  # les autres instances prendraient aussi tout leur temps
     if not failed:
-        return report("réussi", [("•", f"{len(cases)} instances fraîches essayées"), *(("✓", text) for text in held)])
+        return report("réussi", [("•", f"{len(cases)} instances neuves essayées"), *(("✓", text) for text in judged)])
     lines = [("•", f"{len(results)} instance(s) tirée(s) au hasard ; la première : {cases[0].label}")]
-    lines += [("✗", f"{text} — {failed[text]}") if text in failed else ("✓", text) for text in held]
+    expected = sum(case.refusal is None for case in cases)  # une propriété que rien n'a interrompue
+    for text, count in judged.items():
+        if text in failed:
+            lines.append(("✗", f"{text} — {failed[text]}"))
+        else:
+            everywhere = count >= expected or "refusé" in text
+            lines.append(("✓", text) if everywhere else ("–", f"{text} (non jugé partout)"))
     mistake = diagnose(exercise, cases[: len(results)], results)
     if mistake is not None:
         lines.append(("→", f"{mistake.name} : {mistake.explanation}"))

@@ -35,9 +35,9 @@ def properties(result: object, case: Case) -> Iterable[Property]:
     """Un rang est le bon s'il suffit et si le précédent ne suffit pas."""
     layer, target = case.args
     p = min(layer.weight.shape)
-    text = f"le rang rendu est un entier entre 1 et min(m, n), reçu {result!r}"
     valid = isinstance(result, int) and not isinstance(result, bool) and 1 <= result <= p
-    yield Property("le rang rendu est un entier entre 1 et min(m, n)", valid, text)
+    advice = " ; convertissez par int(…)" if isinstance(result, float | Tensor) else ""
+    yield Property("le rang rendu est un entier entre 1 et min(m, n)", valid, f"reçu {result!r}{advice}")
     if not isinstance(result, int) or not valid:
         return
     errors = relative_errors(layer.weight)

@@ -264,17 +264,17 @@ def gradient_properties(result: Any, case: Case) -> Iterable[Property]:
     """La dérivation automatique de PyTorch sert de témoin."""
     U, V, G = case.args
     valid = isinstance(result, tuple | list) and len(result) == 3 and all(isinstance(t, Tensor) for t in result)
-    yield Property("le résultat est un triplet de tenseurs (dU, dV, dW)", valid, f"reçu {type(result).__name__}")
+    received = f"{len(result)} valeur(s)" if isinstance(result, tuple | list) else type(result).__name__
+    yield Property("le résultat est un triplet de tenseurs (dU, dV, dW)", valid, f"reçu {received}")
     if not valid:
         return
     shapes = {name: tuple(t.shape) for name, t in zip(("dU", "dV", "dW"), result, strict=True)}
     wanted = {"dU": tuple(U.shape), "dV": tuple(V.shape), "dW": tuple(G.shape)}
-    yield Property(
-        "chaque gradient a la forme de ce qu'il corrige", shapes == wanted, f"reçu {shapes}, attendu {wanted}"
-    )
-    if shapes != wanted:
+    wrong = ", ".join(f"{k} {shapes[k]} au lieu de {wanted[k]}" for k in wanted if shapes[k] != wanted[k])
+    yield Property("chaque gradient a la forme de ce qu'il corrige", not wrong, f"reçu {wrong}")
+    if wrong:
         return
-    dU, dV, dW = result
+    dU, dV, dW = (t.detach() for t in result)
     u, v = U.clone().requires_grad_(), V.clone().requires_grad_()
     true_dU, true_dV = torch.autograd.grad((G * (u @ v.T)).sum(), (u, v))  # ⟨G, UVᵀ⟩ a G pour gradient en W
     yield Property("dU est bien ∂L/∂U", same(dU, true_dU), f"écart maximal {number(gap(dU, true_dU))}")
@@ -301,7 +301,8 @@ EXERCISE_11_1_3 = Exercise(
     mistakes=(
         Mistake(
             "dW pris pour G",
-            "G est la descente qu'aurait une couche dense ; en descendant sur U et V, W bouge de G V Vᵀ + U Uᵀ G.",
+            "G est la descente qu'aurait une couche dense ; ici, ce sont U et V qui descendent : développez "
+            "(U − η dU)(V − η dV)ᵀ et gardez les termes en η.",
             (lambda U, V, G: (G @ V, G.T @ U, G),),
         ),
         Mistake(
@@ -315,12 +316,31 @@ EXERCISE_11_1_3 = Exercise(
         Mistake(
             "une transposée oubliée",
             "∂L/∂V = Gᵀ U : sans la transposée, le produit n'a la bonne forme que si m = n, et il est faux.",
-            (lambda U, V, G: (G @ V, G @ U, G @ V @ V.T + U @ U.T @ G),),
+            (
+                lambda U, V, G: (G @ V, G @ U, G @ V @ V.T + U @ U.T @ G),
+                lambda U, V, G: (G @ V, G @ U, G @ V @ V.T + U @ (G @ U).T),
+            ),
         ),
         Mistake(
             "U et V échangés",
             "∂L/∂U contient V, et ∂L/∂V contient U : chaque facteur reçoit G vu à travers l'autre.",
             (lambda U, V, G: (G.T @ U, G @ V, G @ V @ V.T + U @ U.T @ G),),
+        ),
+        Mistake(
+            "dV transposée",
+            "dV doit avoir la forme de V, (n, r) : vous rendez sa transposée, Uᵀ G.",
+            (
+                lambda U, V, G: (G @ V, U.T @ G, G @ V @ V.T + U @ U.T @ G),
+                lambda U, V, G: (V.T @ G.T, U.T @ G, G @ V @ V.T + U @ U.T @ G),
+            ),
+        ),
+        Mistake(
+            "des gradients changés de signe",
+            "la fonction rend les gradients ; le signe moins est dans le pas, U − η dU.",
+            (
+                lambda U, V, G: (-G @ V, -G.T @ U, G @ V @ V.T + U @ U.T @ G),
+                lambda U, V, G: (-G @ V, -G.T @ U, -(G @ V @ V.T + U @ U.T @ G)),
+            ),
         ),
         Mistake(
             "un signe de trop",
