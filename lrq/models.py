@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import linear_names
 from .validation import check_integer
 
 DATA = Path(__file__).parent / "data"
@@ -172,11 +173,7 @@ def load_minilm(folder: str | os.PathLike[str] | None = None) -> SentenceEncoder
 
 def encoder_linears(model: SentenceEncoder) -> list[str]:
     """Noms des 36 couches linéaires de l'encodeur : 6 blocs de query, key, value, sortie et deux couches denses."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith("bert.encoder.layer.")
-    ]
+    return [name for name in linear_names(model) if name.startswith("bert.encoder.layer.")]
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> float:

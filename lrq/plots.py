@@ -79,7 +79,7 @@ def plot_spectra(spectra: Mapping[str, Tensor], dashed: Sequence[str] = ()) -> F
     return figure
 
 
-def plot_truncation(S: Tensor, m: int, n: int, name: str) -> Figure:
+def plot_truncation(S: Tensor, m: int, n: int, title: str) -> Figure:
     """Énergie gardée et erreur relative à chaque rang, avec le rang d'équilibre r* et la zone où l'on perd.
 
     Parameters
@@ -87,8 +87,7 @@ def plot_truncation(S: Tensor, m: int, n: int, name: str) -> Figure:
     S : Tensor, (p,)
     m, n : int
         Dimensions de la matrice.
-    name : str
-        Son nom, pour le titre.
+    title : str
 
     Returns
     -------
@@ -105,7 +104,7 @@ def plot_truncation(S: Tensor, m: int, n: int, name: str) -> Figure:
     mark_break_even(axes, m, n)
     axes.plot([threshold], [99], "o", color=RANK)
     label(axes, f"99 % au rang {threshold}", threshold, 99, RANK, dx=8, dy=-16)
-    axes.set(xlabel="rang r", ylabel="en %", title=name, xlim=(0, len(S)), ylim=(0, 105))
+    axes.set(xlabel="rang r", ylabel="en %", title=title, xlim=(0, len(S)), ylim=(0, 105))
     return figure
 
 
@@ -131,11 +130,11 @@ def show_images(images: Mapping[str, Tensor], columns: int = 3) -> Figure:
     Figure
     """
     rows = -(-len(images) // columns)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.6, 2.75 * rows), squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(5.8, 2.15 * rows), dpi=110, squeeze=False)
     cells: list[Any] = list(grid.flat)
     for axes in cells:
         axes.axis("off")
     for axes, (title, image) in zip(cells, images.items(), strict=False):
         axes.imshow(image.clamp(0, 1).cpu(), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(title, size=9.5, pad=4)
+        axes.set_title(title, size=8, pad=4)
     return figure

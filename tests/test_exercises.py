@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,6 +86,89 @@ def test_each_mistake_is_refused_and_named(number, mistake, wrong):
         assert bilan.verdict == "à revoir"
         arrows = [text for mark, text in bilan.lines if mark == "→"]
         assert arrows == [f"{mistake.name} : {mistake.explanation}"]
+
+
+def initialisations(bound, generator_of):
+    """Une réponse à 11.1.2 dont on choisit la borne de Xavier et le générateur."""
+
+    def answer(couche, rang, graine):
+        W = couche.weight.detach()
+        m, n = W.shape
+        g = generator_of(graine)
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        uniform = [(2 * torch.rand(k, rang, generator=g) - 1) * bound(k, rang, m, n) for k in (m, n)]
+        factors = {
+            "aleatoire": (torch.randn(m, rang, generator=g), torch.randn(n, rang, generator=g)),
+            "xavier": uniform,
+            "svd": (U[:, :rang] * S[:rang], Vh[:rang].T),
+        }
+        return {key: float((W - a @ b.T).norm() / W.norm()) for key, (a, b) in factors.items()}
+
+    return answer
+
+
+def seeded(graine):
+    return torch.Generator().manual_seed(graine)
+
+
+def right_bound(k, rang, m, n):
+    return math.sqrt(6 / (k + rang))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    ("bound", "generator_of", "said"),
+    [
+        (lambda k, rang, m, n: math.sqrt(6 / (m + n)), seeded, "sur chaque facteur"),
+        (lambda k, rang, m, n: math.sqrt(6 / k), seeded, "facteurs de Xavier — "),
+        (lambda k, rang, m, n: 0.0, seeded, "facteurs de Xavier — "),
+        (right_bound, lambda graine: seeded(0), "vos tirages l'ignorent"),
+        (right_bound, lambda graine: (g := torch.Generator(), g.seed())[0], "deux appels identiques"),
+    ],
+)
+def test_wrong_draws_are_refused(bound, generator_of, said, seed):
+    bilan = verifier("11.1.2", initialisations(bound, generator_of), graine=seed)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_right_draws_are_accepted(seed):
+    assert verifier("11.1.2", initialisations(right_bound, seeded), graine=seed).reussi
+
+
+@pytest.mark.parametrize("convert", [np.int64, torch.tensor])
+def test_integers_of_other_libraries_are_integers(convert):
+    assert verifier("11.1", lambda *args: convert(rank_for_layer(*args))).reussi
+    assert verifier("11.1.1", lambda *args: convert(rank_for_compression(*args))).reussi
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_extreme_ranks_are_tried(low):
+    def clamped(couche, erreur_max):
+        rank = rank_for_layer(couche, erreur_max)
+        return max(rank, 2) if low else min(rank, min(couche.weight.shape) - 1)
+
+    assert not verifier("11.1", clamped).reussi
+
+
+def test_rank_one_is_reachable_in_11_1_1():
+    def shy(m, n, compression):
+        if (rank := rank_for_compression(m, n, compression)) == 1:
+            raise ValueError("impossible")
+        return rank
+
+    assert not verifier("11.1.1", shy).reussi
+
+
+def test_none_on_one_case_is_not_a_stub():
+    def forgets_to_refuse(m, n, compression):
+        try:
+            return rank_for_compression(m, n, compression)
+        except ValueError:
+            return None
+
+    assert verifier("11.1.1", forgets_to_refuse).verdict == "à revoir"
 
 
 @pytest.mark.parametrize("number", EXERCISES)

@@ -13,7 +13,7 @@ TRANSLATIONS = {
     'title="Toggle secondary sidebar"': 'title="Afficher ou masquer le plan de la page"',
     'aria-label="Main"': 'aria-label="Sommaire du livre"',
     'aria-label="Page"': 'aria-label="Plan de la page"',
-    'aria-label="Toggle hidden content"': 'aria-label="Afficher ou masquer le contenu"',
+    ' aria-label="Toggle hidden content"': "",  # le texte visible (« Afficher le code ») est le meilleur nom
     'placeholder="Search this book..."': 'placeholder="Chercher dans le livre…"',
     'aria-label="Search this book..."': 'aria-label="Chercher dans le livre"',
 }

@@ -8,7 +8,13 @@ from .section_11_00 import EXERCISE_11_1
 from .section_11_01 import EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.number: exercise for exercise in (EXERCISE_11_1, EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3)
+    exercise.number: exercise
+    for exercise in (
+        EXERCISE_11_1,
+        EXERCISE_11_1_1,
+        EXERCISE_11_1_2,
+        EXERCISE_11_1_3,
+    )
 }
 
 
@@ -35,7 +41,7 @@ def verifier(numero: str, fonction: Callable[..., Any], graine: int | None = Non
         Aucun exercice ne porte ce numéro.
     """
     if numero not in EXERCISES:
-        raise ValueError(f"numero : reçu {numero!r}, attendu l'un de {', '.join(EXERCISES)}.")
+        raise ValueError(f"numero : reçu {numero!r}, attendu l'un de {', '.join(map(repr, EXERCISES))}.")
     return verify(EXERCISES[numero], fonction, graine)
 
 

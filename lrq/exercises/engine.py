@@ -8,6 +8,7 @@ exactement le résultat du lecteur.
 import contextlib
 import ctypes
 import html
+import operator
 import random
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,7 @@ class Property:
     text: str
     holds: bool
     why: str = ""
+    always: bool = False  # jugée sur toute instance, même quand la fonction n'a rien rendu d'exploitable
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Exercise:
     cases : fonction d'un générateur vers des instances fraîches
     properties : fonction d'un résultat et d'une instance vers des propriétés, de la plus simple à la plus exigeante
     mistakes : fautes classiques
+    across : fonction de toutes les instances et de tous les résultats vers des propriétés qui les comparent
     signature : la partie du résultat qui ne dépend d'aucun tirage, pour reconnaître une faute
     """
 
@@ -70,6 +74,7 @@ class Exercise:
     cases: Callable[[torch.Generator], list[Case]]
     properties: Callable[[Any, Case], Iterable[Property]]
     mistakes: tuple[Mistake, ...]
+    across: Callable[[Sequence[Case], Sequence[Any]], Iterable[Property]] = field(default=lambda cases, results: ())
     signature: Callable[[Any], Any] = field(default=lambda result: result)
 
 
@@ -147,6 +152,14 @@ def same(a: Any, b: Any) -> bool:
         return bool(a == b)
 
 
+def as_integer(value: Any) -> int | None:
+    """L'entier que porte `value` (int, entier NumPy, tenseur à un élément), ou None ; un booléen n'en est pas un."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 # --- le compte rendu --------------------------------------------------------------------------------------------------
 
 
@@ -188,34 +201,52 @@ class Bilan:
 # --- vérifier ---------------------------------------------------------------------------------------------------------
 
 
+def random_states() -> tuple[Any, Any, Any]:
+    """États des générateurs globaux de PyTorch, de NumPy et de Python."""
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def same_states(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> bool:
+    """Vrai si aucun des trois générateurs n'a servi."""
+    return torch.equal(a[0], b[0]) and np.array_equal(a[1][1], b[1][1]) and a[1][2] == b[1][2] and a[2] == b[2]
+
+
 def attempt(function: Callable[..., Any], case: Case) -> tuple[Any, list[Property]]:
     """Un appel surveillé : le résultat (ou l'exception), et les propriétés exigées de toute fonction."""
     args = tuple(copy_of(argument) for argument in case.args)
-    state = torch.get_rng_state()
+    before = random_states()
     try:
         result = run_within(function, args, TIME_LIMIT)
     except (Exception, TooLong) as error:
         result = error
-    consumed = not torch.equal(state, torch.get_rng_state())
-    torch.set_rng_state(state)
+    consumed = not same_states(before, random_states())
+    torch.set_rng_state(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002 — c'est le générateur global qu'on rétablit
+    random.setstate(before[2])
     properties = [
-        Property("la fonction va au bout", not isinstance(result, BaseException), explain(result, function)),
+        Property(
+            "la fonction va au bout", not isinstance(result, BaseException), explain(result, function), always=True
+        ),
         Property(
             "les arguments ne sont pas modifiés",
             same(args, case.args),
             "un argument a changé pendant l'appel : travaillez sur une copie (clone), sans opération en place",
+            True,
         ),
         Property(
             "le générateur aléatoire global n'est pas touché",
             not consumed,
-            "l'appel a consommé le générateur global de PyTorch : passez un torch.Generator à vos tirages, "
-            "sinon le reste du programme n'est plus reproductible",
+            "l'appel a consommé un générateur global (PyTorch, NumPy ou Python) : passez un torch.Generator "
+            "à vos tirages, sinon le reste du programme n'est plus reproductible",
+            True,
         ),
     ]
     if case.refusal is not None:
         name = case.refusal.__name__
         refused = isinstance(result, case.refusal)
-        properties[0] = Property(f"l'impossible est refusé par {name}", refused, f"attendu {name}, reçu {result!r}")
+        properties[0] = Property(
+            f"l'impossible est refusé par {name}", refused, f"attendu {name}, reçu {result!r}", True
+        )
     return result, properties
 
 
@@ -287,16 +318,23 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
     failed: dict[str, str] = {}
     for case in cases:
         result, properties = attempt(function, case)
-        if result is None or result is Ellipsis:
+        if not results and (result is None or result is Ellipsis):
             hint = "la fonction ne rend rien : écrivez-la, ou ajoutez le « return » qui manque"
             return report("à compléter", [("•", hint)])
         results.append(result)
         for item in [*properties, *judge(exercise, result, case)]:
-            judged[item.text] = judged.get(item.text, 0) + 1
+            judged[item.text] = len(cases) if item.always else judged.get(item.text, 0) + 1
             if not item.holds:
                 failed.setdefault(item.text, f"sur {case.label} : {item.why}")
         if isinstance(result, TooLong):
             break  # les autres instances prendraient aussi tout leur temps
+    if not failed:
+        again, _ = attempt(function, cases[0])
+        repeated = Property("deux appels identiques rendent la même chose", same(again, results[0]), f"reçu {again!r}")
+        for item in [repeated, *exercise.across(cases, results)]:
+            judged[item.text] = len(cases)
+            if not item.holds:
+                failed[item.text] = item.why
     if not failed:
         return report("réussi", [("•", f"{len(cases)} instances neuves essayées"), *(("✓", text) for text in judged)])
     lines = [("•", f"{len(results)} instance(s) tirée(s) au hasard ; la première : {cases[0].label}")]
@@ -305,8 +343,7 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
         if text in failed:
             lines.append(("✗", f"{text} — {failed[text]}"))
         else:
-            everywhere = count >= expected or "refusé" in text
-            lines.append(("✓", text) if everywhere else ("–", f"{text} (non jugé partout)"))
+            lines.append(("✓", text) if count >= expected else ("–", f"{text} (non jugé partout)"))
     mistake = diagnose(exercise, cases[: len(results)], results)
     if mistake is not None:
         lines.append(("→", f"{mistake.name} : {mistake.explanation}"))

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .engine import Case, Exercise, Mistake, Property
+from .engine import Case, Exercise, Mistake, Property, as_integer
 from .instances import integer, linear, matrix, number, uniform
 
 
@@ -17,16 +17,16 @@ def relative_errors(W: Tensor) -> Tensor:
 
 
 def cases(generator: torch.Generator) -> list[Case]:
-    """Des couches hautes, larges et carrées ; la cible tombe toujours strictement entre deux rangs."""
+    """Des couches hautes, larges et carrées, des rangs extrêmes ; la cible tombe strictement entre deux rangs."""
     instances = []
-    for shape in ("haute", "large", "carrée", "haute", "large"):
+    for shape in ("haute", "large", "carrée", "haute", "large", "rang 1", "rang p"):
         p = integer(generator, 12, 20)
         q = p if shape == "carrée" else p + integer(generator, 6, 20)
         m, n = (p, q) if shape == "large" else (q, p)
         layer = linear(matrix(generator, m, n, uniform(generator, 0.6, 1.2)), generator)
         errors = relative_errors(layer.weight)
-        rank = integer(generator, 3, p - 4)
-        target = float((errors[rank - 1] * errors[rank]).sqrt())
+        rank = {"rang 1": 1, "rang p": p}.get(shape, integer(generator, 3, p - 4))
+        target = float((errors[rank - 1] + errors[rank]) / 2)
         instances.append(Case(f"une couche {n} → {m} et erreur_max = {number(target)}", (layer, target)))
     return instances
 
@@ -35,21 +35,21 @@ def properties(result: object, case: Case) -> Iterable[Property]:
     """Un rang est le bon s'il suffit et si le précédent ne suffit pas."""
     layer, target = case.args
     p = min(layer.weight.shape)
-    valid = isinstance(result, int) and not isinstance(result, bool) and 1 <= result <= p
-    advice = " ; convertissez par int(…)" if isinstance(result, float | Tensor) else ""
-    yield Property("le rang rendu est un entier entre 1 et min(m, n)", valid, f"reçu {result!r}{advice}")
-    if not isinstance(result, int) or not valid:
+    rank = as_integer(result)
+    valid = rank is not None and 1 <= rank <= p
+    yield Property("le rang rendu est un entier entre 1 et min(m, n)", valid, f"reçu {result!r}, et min(m, n) = {p}")
+    if rank is None or not valid:
         return
     errors = relative_errors(layer.weight)
     yield Property(
         "l'erreur à ce rang respecte la contrainte",
-        bool(errors[result] <= target),
-        f"au rang {result}, l'erreur vaut {number(float(errors[result]))}, plus que {number(target)}",
+        bool(errors[rank] <= target),
+        f"au rang {rank}, l'erreur vaut {number(float(errors[rank]))}, plus que {number(target)}",
     )
     yield Property(
         "aucun rang plus petit ne suffit",
-        bool(errors[result - 1] > target),
-        f"vous rendez {result}, mais au rang {result - 1} l'erreur vaut déjà {number(float(errors[result - 1]))}, "
+        bool(errors[rank - 1] > target),
+        f"vous rendez {rank}, mais au rang {rank - 1} l'erreur vaut déjà {number(float(errors[rank - 1]))}, "
         f"moins que {number(target)}",
     )
 

@@ -1,14 +1,14 @@
 """Exercices 11.1.1, 11.1.2 et 11.1.3 : rang sous contrainte de taille, initialisations, gradients des facteurs."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .engine import Case, Exercise, Mistake, Property, same
+from .engine import Case, Exercise, Mistake, Property, as_integer, same
 from .instances import integer, linear, matrix, number, uniform
 
 # --- 11.1.1 -----------------------------------------------------------------------------------------------------------
@@ -34,7 +34,9 @@ def compression_cases(generator: torch.Generator) -> list[Case]:
         *cases,
         compression_case(8 * k, 8 * k, 2),  # r = 2k exactement
         compression_case(6, 6, 1.49),  # r = 2, de justesse
-        compression_case(8 * k, 8 * k, 0.25),  # la contrainte permet 16k, mais min(m, n) = 8k
+        compression_case(8 * k, 3 * k, 0.25),  # la contrainte permet plus que min(m, n)
+        compression_case(3 * k, 8 * k, 0.25),
+        compression_case(2 * k, 2 * k, k),  # r = 1 exactement
         compression_case(k, 2 * k, float(k)),  # même le rang 1 pèse trop
     ]
 
@@ -42,22 +44,23 @@ def compression_cases(generator: torch.Generator) -> list[Case]:
 def compression_properties(result: Any, case: Case) -> Iterable[Property]:
     """En arithmétique exacte : r(m + n)·c ≤ mn, et r + 1 ne convient plus."""
     m, n, compression = case.args
-    valid = isinstance(result, int) and not isinstance(result, bool) and 1 <= result <= min(m, n)
+    rank = as_integer(result)
+    valid = rank is not None and 1 <= rank <= min(m, n)
     text = "le rang rendu est un entier entre 1 et min(m, n)"
     yield Property(text, valid, f"reçu {result!r}, et min(m, n) = {min(m, n)}")
-    if not valid:
+    if rank is None or not valid:
         return
-    obtained = Fraction(m * n, result * (m + n))
+    obtained = Fraction(m * n, rank * (m + n))
     yield Property(
         "la compression obtenue suffit",
         obtained >= Fraction(compression),
-        f"au rang {result}, mn/(r(m+n)) = {number(float(obtained))}, moins que {number(compression)}",
+        f"au rang {rank}, mn/(r(m+n)) = {number(float(obtained))}, moins que {number(compression)}",
     )
-    larger = Fraction(m * n, (result + 1) * (m + n))
+    larger = Fraction(m * n, (rank + 1) * (m + n))
     yield Property(
         "aucun rang plus grand ne convient",
-        result == min(m, n) or larger < Fraction(compression),
-        f"vous rendez {result}, mais le rang {result + 1} donne encore une compression de {number(float(larger))}",
+        rank == min(m, n) or larger < Fraction(compression),
+        f"vous rendez {rank}, mais le rang {rank + 1} donne encore une compression de {number(float(larger))}",
     )
 
 
@@ -117,6 +120,9 @@ EXERCISE_11_1_1 = Exercise(
             "quand la contrainte est lâche, mn/(c(m+n)) dépasse min(m, n), et aucune matrice m×n n'a un tel rang.",
             (
                 lambda m, n, c: guarded(10**9, 10**9, math.floor(ideal_rank(m, n, c))),
+                lambda m, n, c: guarded(max(m, n), max(m, n), math.floor(ideal_rank(m, n, c))),
+                lambda m, n, c: guarded(m, m, math.floor(ideal_rank(m, n, c))),
+                lambda m, n, c: guarded(n, n, math.floor(ideal_rank(m, n, c))),
                 lambda m, n, c: math.floor(ideal_rank(m, n, c)),
             ),
         ),
@@ -134,12 +140,14 @@ STRATEGIES = ("aleatoire", "xavier", "svd")
 
 
 def initialisation_cases(generator: torch.Generator) -> list[Case]:
-    """Des couches haute, large et carrée, au spectre qui décroît."""
+    """Des couches haute, large et carrée, de petite norme : l'énergie des tirages domine, donc leur loi se voit."""
     cases = []
-    for m, n in ((96, 64), (64, 96), (80, 80)):
-        layer = linear(matrix(generator, m, n, uniform(generator, 0.6, 1.2)), generator)
-        rank, seed = integer(generator, 6, 16), integer(generator, 0, 10**6)
-        cases.append(Case(f"une couche {n} → {m}, rang = {rank}, graine = {seed}", (layer, rank, seed)))
+    for m, n in ((144, 96), (96, 144), (120, 120)):
+        W = matrix(generator, m, n, uniform(generator, 0.6, 1.2))
+        layer = linear(W * uniform(generator, 0.5, 2) / W.norm(), generator)
+        rank, seed = integer(generator, 30, 50), integer(generator, 0, 10**6)
+        seeds = [seed, seed + 1] if m == n else [seed]
+        cases += [Case(f"une couche {n} → {m}, rang = {rank}, graine = {g}", (layer, rank, g)) for g in seeds]
     return cases
 
 
@@ -167,16 +175,16 @@ def initialisation_properties(result: Any, case: Case) -> Iterable[Property]:
         f"vous trouvez {number(error['svd'], 4)}, et le minimum sur toutes les matrices de rang {rank} "
         f"est {number(best, 4)}",
     )
-    predictions = {
+    laws = {
         "aleatoire": ("facteurs gaussiens centrés réduits", expected_error(W, rank, 1, 1)),
         "xavier": ("facteurs de Xavier", expected_error(W, rank, 2 / (m + rank), 2 / (n + rank))),
     }
-    for key, (name, prediction) in predictions.items():
-        yield Property(
-            f"l'erreur « {key} » est celle de {name}",
-            abs(error[key] - prediction) < 0.2 * prediction,
-            f"vous trouvez {number(error[key])} ; la variance de ces facteurs prédit {number(prediction)}",
-        )
+    for key, (name, prediction) in laws.items():
+        why = f"vous trouvez {number(error[key])} ; la variance de ces facteurs prédit {number(prediction)}"
+        if abs(error[key] - expected_error(W, rank, 2 / (m + n), 2 / (m + n))) < 0.06 * error[key]:
+            why += " (vous avez celle de la borne √(6/(m+n)) : c'est sur chaque facteur qu'il faut la prendre)"
+        close = abs(error[key] - prediction) < 0.06 * prediction
+        yield Property(f"l'erreur « {key} » est celle de {name}", close, why)
 
 
 def svd_variant(rebuild: Any) -> Any:
@@ -202,11 +210,21 @@ def svd_measure(measure: Any) -> Any:
     return wrong
 
 
+def other_seed_other_draws(cases: Sequence[Case], results: Sequence[Any]) -> Iterable[Property]:
+    """Les deux dernières instances ne diffèrent que par la graine."""
+    yield Property(
+        "une autre graine donne d'autres tirages",
+        results[-1]["aleatoire"] != results[-2]["aleatoire"] and results[-1]["xavier"] != results[-2]["xavier"],
+        "deux graines différentes, sur la même couche, ont donné exactement les mêmes erreurs : vos tirages l'ignorent",
+    )
+
+
 EXERCISE_11_1_2 = Exercise(
     number="11.1.2",
     title="trois initialisations comparées",
     cases=initialisation_cases,
     properties=initialisation_properties,
+    across=other_seed_other_draws,
     signature=lambda result: float(result["svd"]),
     mistakes=(
         Mistake(
