@@ -48,7 +48,11 @@ def test_welcome_page_names_every_section_and_exercise():
 @pytest.mark.parametrize("name", ["README.md", "book/index.md", "book/architecture.md", "LICENCES.md"])
 def test_files_that_the_pages_name_exist(name):
     names = re.findall(r"`((?:lrq|book|tests|notebooks)/[\w./-]*)`", page(name))
-    names += [url.partition("#")[0] for url in re.findall(r"\]\(([^)]+)\)", page(name)) if "://" not in url]
+    names += [
+        url.partition("#")[0]
+        for url in re.findall(r"\]\(([^)]+)\)", re.sub(r"(?ms)^ *```.*?^ *```", "", page(name)))
+        if "://" not in url
+    ]
     folder = (ROOT / name).parent
     missing = [path for path in names if not ((ROOT / path).exists() or (folder / path).exists())]
     assert missing == []
