@@ -52,12 +52,13 @@ def label(
     )
 
 
-def plot_spectra(spectra: Mapping[str, Tensor], dashed: Sequence[str] = ()) -> Figure:
+def plot_spectra(spectra: Mapping[str, Tensor], title: str, dashed: Sequence[str] = ()) -> Figure:
     """Plusieurs spectres σᵢ/σ₁ sur un même graphique, contre la part du rang i/p.
 
     Parameters
     ----------
     spectra : dict nom → valeurs singulières (p,)
+    title : str
     dashed : noms à tracer en tirets (le hasard, une théorie)
 
     Returns
@@ -74,7 +75,13 @@ def plot_spectra(spectra: Mapping[str, Tensor], dashed: Sequence[str] = ()) -> F
         axes.semilogy(share, values, color=colour, linestyle="--" if theory else "-")
         middle = int(0.62 * len(S))
         label(axes, name, float(share[middle]), float(values[middle]), colour, dx=4, dy=8)
-    axes.set(xlabel="part du rang, i / p", ylabel="σᵢ / σ₁ (échelle logarithmique)", ylim=(1e-4, 1.3), xlim=(0, 1))
+    axes.set(
+        title=title,
+        xlabel="part du rang, i / p",
+        ylabel="σᵢ / σ₁ (échelle logarithmique)",
+        ylim=(1e-4, 1.3),
+        xlim=(0, 1),
+    )
     french_axis(axes, x=1)
     return figure
 

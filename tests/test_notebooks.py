@@ -412,3 +412,10 @@ def test_copies_are_empty_and_never_overwrite(carnets, path, tmp_path):
     (tmp_path / path.name).write_text("mon travail", encoding="utf-8")
     assert not carnets.copy_for_exercises(path, tmp_path)
     assert (tmp_path / path.name).read_text(encoding="utf-8") == "mon travail"
+
+
+@every_notebook
+def test_no_output_hangs_on_a_semicolon(path):
+    """Un « ; » final tait une sortie dans Jupyter, mais pas sous nbval, qui verrait une différence."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.source for cell in cells if cell.cell_type == "code" and cell.source.rstrip().endswith(";")] == []
