@@ -5,9 +5,6 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 ENV := .venv/.pret
 
-# Sur une machine chargée, les fils de calcul qui attendent en tournant à vide ralentissent tout.
-export OMP_WAIT_POLICY := PASSIVE
-
 .DEFAULT_GOAL := aide
 .PHONY: aide livre test lab exercices notebooks bench propre
 
@@ -42,6 +39,10 @@ $(ENV): requirements.txt pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 	@echo "Environnement prêt."
+
+# Sur une machine chargée, des fils de calcul qui attendent en tournant à vide ralentissent tout. Pas pour les
+# mesures : la réponse des fils y compte.
+livre test notebooks: export OMP_WAIT_POLICY := PASSIVE
 
 # --all : sans lui, une seconde construction oublie les avertissements de la première, et -W n'arrête plus rien.
 livre: $(ENV)

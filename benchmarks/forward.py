@@ -29,13 +29,13 @@ def measure(quick: bool) -> Iterator[Row]:
         torch.set_num_threads(threads)
         try:
             for batch, target in TARGETS.items():
-                yield compare(dense, factorized, batch, threads, target if threads == 1 else None, 7 if quick else 31)
+                yield compare(dense, factorized, batch, threads, target, 7 if quick else 31)
         finally:
             torch.set_num_threads(every)
 
 
 def compare(
-    dense: nn.Module, factorized: nn.Module, batch: int, threads: int, target: float | None, repeats: int
+    dense: nn.Module, factorized: nn.Module, batch: int, threads: int, target: float, repeats: int
 ) -> Row:
     """Une taille de lot : les deux couches à tour de rôle, sur la même entrée."""
     x = torch.randn(batch, SIZE, generator=torch.Generator().manual_seed(0))
