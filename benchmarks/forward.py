@@ -1,7 +1,7 @@
 """Une couche factorisée contre une couche dense : quelle part de l'accélération promise par le calcul est obtenue.
 
-Les cibles se jugent sur un seul fil : à plusieurs fils, une machine chargée fait attendre le plus lent,
-et un produit d'une fraction de milliseconde ne mesure plus que cette attente. Les mesures à tous les fils suivent.
+À mesurer sur une machine au repos : à plusieurs fils, un produit d'une fraction de milliseconde n'y mesure sinon que
+l'attente du fil le plus lent.
 """
 
 from collections.abc import Iterator
@@ -34,9 +34,7 @@ def measure(quick: bool) -> Iterator[Row]:
             torch.set_num_threads(every)
 
 
-def compare(
-    dense: nn.Module, factorized: nn.Module, batch: int, threads: int, target: float, repeats: int
-) -> Row:
+def compare(dense: nn.Module, factorized: nn.Module, batch: int, threads: int, target: float, repeats: int) -> Row:
     """Une taille de lot : les deux couches à tour de rôle, sur la même entrée."""
     x = torch.randn(batch, SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
