@@ -1,7 +1,8 @@
 """lrq : rang faible et quantification, chaque formule du cours à côté de la ligne qui la calcule.
 
 Les noms du cours s'importent directement de ``lrq``. Ce qui demande plus que PyTorch (réseaux réels, figures,
-exercices) vit dans ``lrq.models``, ``lrq.plots``, ``lrq.display`` et ``lrq.exercises``, importés à la demande.
+exercices) vit dans ``lrq.models``, ``lrq.plots``, ``lrq.display``, ``lrq.widgets`` et ``lrq.exercises``, importés à la
+demande.
 """
 
 from .layers import (
@@ -22,6 +23,7 @@ from .spectrum import (
     energy_analysis,
     entropy_rank,
     find_optimal_rank,
+    marchenko_pastur_edge,
     rank_for_energy,
     rank_for_error,
     stable_rank,
@@ -47,6 +49,7 @@ __all__ = [
     "entropy_rank",
     "find_optimal_rank",
     "linear_names",
+    "marchenko_pastur_edge",
     "pack_bits",
     "quantize_symmetric",
     "rank_for_energy",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .svd import singular_values
-from .validation import check_fraction, check_integer, check_rank, check_spectrum
+from .validation import check_finite_number, check_fraction, check_integer, check_rank, check_spectrum
 
 
 def relative_energies(S: Tensor) -> Tensor:
@@ -137,6 +137,24 @@ def break_even_rank(m: int, n: int) -> float:
     """
     m, n = check_integer(m, "m"), check_integer(n, "n")
     return m * n / (m + n)
+
+
+def marchenko_pastur_edge(m: int, n: int, norm: float) -> float:
+    """Bord de Marchenko–Pastur : où s'arrête le spectre d'un grand bruit m×n de norme de Frobenius `norm`.
+
+    Des coefficients indépendants d'écart-type s = norm/√(mn) donnent σ₁ ≈ s(√m + √n), et presque rien au-delà.
+
+    Parameters
+    ----------
+    m, n : int
+    norm : float
+
+    Returns
+    -------
+    float
+    """
+    m, n = check_integer(m, "m"), check_integer(n, "n")
+    return check_finite_number(norm, "norm") / (m * n) ** 0.5 * (m**0.5 + n**0.5)
 
 
 class LowRankAnalysis:

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,12 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
     ValueError
         `W` n'a pas deux dimensions, est vide, ou contient NaN ou l'infini.
     """
+    if isinstance(W, nn.Module) and isinstance(getattr(W, "weight", None), Tensor):
+        raise TypeError(
+            f"{name} : reçu une couche {type(W).__name__}, attendu sa matrice : donnez son attribut weight."
+        )
+    if isinstance(W, np.ndarray):
+        W = np.ascontiguousarray(W)  # une vue à l'envers, que PyTorch refuse
     try:
         tensor = torch.as_tensor(W.detach() if isinstance(W, Tensor) else W)
         tuple(W.shape)

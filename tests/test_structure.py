@@ -23,6 +23,7 @@ LEVELS = {
     "display": 5,
     "plots": 5,
     "exercises": 6,
+    "widgets": 6,
     "data": 6,
     "": 7,  # lrq/__init__.py voit tout, et personne ne le voit
 }
@@ -92,7 +93,17 @@ def test_there_is_no_cycle():
 
 
 def test_import_lrq_is_light():
-    heavy = ("transformers", "sklearn", "matplotlib", "IPython", "safetensors", "ipywidgets", "scipy", "pandas")
+    heavy = (
+        "transformers",
+        "sklearn",
+        "matplotlib",
+        "IPython",
+        "safetensors",
+        "ipywidgets",
+        "anywidget",
+        "scipy",
+        "pandas",
+    )
     code = f"import sys, lrq; print(*[name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert run.stdout.split() == []

@@ -1,0 +1,12 @@
+"""Les figures interactives : des widgets pour JupyterLab, et la même chose, sans noyau, dans les pages du livre.
+
+Chaque figure est une classe Python (des traits typés, vérifiés) et un module JavaScript du dossier ``js`` qui dessine.
+"""
+
+from .certificate import Certificate
+from .choices import Choice, minilm_choices
+from .explorer import Explorer
+from .photo import PhotoExplorer, shrink
+from .spectrum import SpectrumExplorer
+
+__all__ = ["Certificate", "Choice", "Explorer", "PhotoExplorer", "SpectrumExplorer", "minilm_choices", "shrink"]

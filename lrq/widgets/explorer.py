@@ -1,0 +1,116 @@
+"""Ce que partagent les figures interactives : assembler le JavaScript, vérifier le rang, se décrire en une ligne."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import anywidget
+import torch
+import traitlets
+from torch import Tensor
+
+from ..display import fr
+from ..spectrum import cumulative_energy, truncation_errors
+from ..validation import check_rank
+
+FOLDER = Path(__file__).parent / "js"
+COMMENT = re.compile(r"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*\n", re.MULTILINE)  # des lignes entières
+IMPORT = re.compile(r'from "\./([\w.]+)"')
+
+CSS = (FOLDER / "explorers.css").read_text(encoding="utf-8")
+
+YOURS = "# W : votre matrice"  # « Voir le code » d'une matrice que le lecteur a donnée
+
+
+def esm(name: str) -> str:
+    """Un module JavaScript qui se suffit : sans commentaires, ses imports relatifs changés en adresses « data: »."""
+
+    def inline(match: re.Match[str]) -> str:
+        code = base64.b64encode(esm(match[1]).encode()).decode()
+        return f'from "data:text/javascript;base64,{code}"'
+
+    return IMPORT.sub(inline, COMMENT.sub("", (FOLDER / name).read_text(encoding="utf-8")))
+
+
+def relative_to_first(S: Tensor) -> Tensor:
+    """σᵢ/σ₁ : ce qui voyage, pour que float32 suffise quelle que soit l'unité ; nul pour une matrice nulle."""
+    return S / S[0] if S[0] > 0 else S
+
+
+def to_bytes(spectra: list[Tensor]) -> bytes:
+    """Des spectres mis bout à bout, en float32 petit-boutiste."""
+    return torch.cat(spectra).to(torch.float32).cpu().numpy().astype("<f4").tobytes()
+
+
+class French:
+    """Un trait dont les refus sont en français."""
+
+    expected = ""
+    name: str | None
+
+    def error(self, obj: Any, value: Any, error: Any = None, info: Any = None) -> NoReturn:
+        raise traitlets.TraitError(f"{self.name} : reçu {value!r}, attendu {self.expected}.")
+
+
+class Integer(French, traitlets.Int):
+    """Un entier ; un booléen n'en est pas un."""
+
+    expected = "un entier"
+
+    def validate(self, obj: Any, value: Any) -> int:
+        if isinstance(value, bool):
+            self.error(obj, value)
+        return super().validate(obj, value)
+
+
+class Text(French, traitlets.Unicode):
+    """Un texte."""
+
+    expected = "un texte"
+
+
+class Explorer(anywidget.AnyWidget):
+    """Une figure interactive réglée par un rang.
+
+    Attributes
+    ----------
+    rank : int
+        Le rang montré ; Python et le lecteur le lisent et le changent. Hors de 1 … p, il est refusé (TraitError) et la
+        figure ne bouge pas.
+    """
+
+    _css = CSS
+
+    rank = Integer(1).tag(sync=True)
+    _note = traitlets.Unicode().tag(sync=True)  # ce que la figure ne transporte pas, dit au lecteur
+
+    def shown(self) -> tuple[str, tuple[int, int], Tensor]:
+        """Nom, dimensions et valeurs singulières de la matrice montrée."""
+        raise NotImplementedError
+
+    @traitlets.validate("rank")
+    def _check_rank(self, proposal: Any) -> int:
+        try:
+            return self.check_shown_rank(proposal["value"])
+        except (TypeError, ValueError) as error:
+            raise traitlets.TraitError(str(error)) from None
+
+    def check_shown_rank(self, rank: Any) -> int:
+        """Rend le rang s'il peut être montré ; sinon ValueError ou TypeError."""
+        return check_rank(rank, *self.shown()[1])
+
+    @property
+    def energy(self) -> float:
+        """Part de l'énergie gardée au rang montré."""
+        return float(cumulative_energy(self.shown()[2])[self.rank - 1])
+
+    @property
+    def error(self) -> float:
+        """Erreur relative (Frobenius) au rang montré."""
+        return float(truncation_errors(self.shown()[2])[self.rank - 1])
+
+    def __repr__(self) -> str:  # sans adresse, et le même d'une exécution à l'autre : nbval le compare
+        name, (m, n), _ = self.shown()
+        state = f"rang {self.rank}, énergie {fr(100 * self.energy, 1)} %, erreur {fr(100 * self.error, 1)} %"
+        return f"{type(self).__name__} « {name} », {m} × {n} : {state}"

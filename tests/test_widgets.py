@@ -1,0 +1,429 @@
+"""Les figures interactives vues de Python : ce qu'elles transportent, refusent et disent d'elles-mêmes."""
+
+import itertools
+import json
+import re
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+import traitlets
+
+import lrq
+from lrq import models, plots
+from lrq.widgets import Certificate, Choice, PhotoExplorer, SpectrumExplorer, minilm_choices, photo, shrink, spectrum
+from lrq.widgets.certificate import golden_cases
+from lrq.widgets.explorer import CSS, FOLDER, esm
+
+STATE_LIMIT = 150_000
+BOOK_CSS = (FOLDER.parents[2] / "book" / "_static" / "lrq.css").read_text(encoding="utf-8")
+
+
+def state_size(widget):
+    """Taille de l'état tel que la page l'écrit, base64 compris."""
+    state, buffers = {}, 0
+    for key, value in widget.get_state(drop_defaults=False).items():
+        if isinstance(value, bytes | memoryview):
+            buffers += -(-len(value) // 3) * 4
+        else:
+            state[key] = value
+    return len(json.dumps(state, default=str)) + buffers
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return SpectrumExplorer.of_minilm()
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    return PhotoExplorer.of_photograph()
+
+
+# --- le rang et la matrice --------------------------------------------------------------------------------------------
+
+
+def test_the_first_state_halves_the_size(matrix, rng):
+    m, n = (int(x) for x in rng.integers(4, 40, 2))
+    explorer = SpectrumExplorer(matrix(m, n))
+    assert explorer.rank == max(1, int(lrq.break_even_rank(m, n) / 2))
+
+
+def test_numbers_are_those_of_lrq(matrix, rng):
+    W = matrix(20, 12)
+    explorer = SpectrumExplorer({"la mienne": W}, rank=int(rng.integers(1, 13)))
+    U, S, Vh = lrq.truncated_svd(W, explorer.rank)
+    assert explorer.error == pytest.approx(float((W - U * S @ Vh).norm() / W.norm()), abs=1e-5)
+    assert explorer.energy == pytest.approx(1 - explorer.error**2)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 13, 2.5, "3", None, True, float("nan")])
+def test_impossible_ranks_are_refused_and_change_nothing(matrix, rank):
+    for explorer in (SpectrumExplorer(matrix(20, 12), rank=5), PhotoExplorer(matrix(20, 12), rank=5)):
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=r"^rank : reçu .*attendu"):
+            explorer.rank = rank
+        assert explorer.get_state() == before
+
+
+@pytest.mark.parametrize("name", ["ailleurs", "", 3, None])
+def test_impossible_matrices_are_refused_and_change_nothing(matrix, name):
+    explorer = SpectrumExplorer({"a": matrix(9, 7), "b": matrix(5, 5)}, rank=7)
+    with pytest.raises(traitlets.TraitError, match=r"^matrix : reçu .*attendu"):
+        explorer.matrix = name
+    assert (explorer.matrix, explorer.rank) == ("a", 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rank": 8}, "^rank : reçu 8"),
+        ({"rank": 0}, "^rank : reçu 0"),
+        ({"matrix": "c"}, "^matrix : reçu 'c'"),
+        ({"matrix": "c", "rank": 3}, "^matrix : reçu 'c'"),
+        ({"matrix": ["a"]}, r"^matrix : reçu \['a'\]"),
+    ],
+)
+def test_impossible_first_states_are_refused(matrix, arguments, words):
+    with pytest.raises(traitlets.TraitError, match=words):
+        SpectrumExplorer({"a": matrix(9, 7), "b": matrix(5, 5)}, **arguments)
+
+
+def test_an_impossible_message_of_the_page_changes_nothing(matrix):
+    explorer = SpectrumExplorer({"a": matrix(9, 7), "b": matrix(5, 5)}, rank=3)
+    with pytest.raises(traitlets.TraitError, match="matrix"):
+        explorer.set_state({"rank": 4, "matrix": "c"})
+    assert (explorer.matrix, explorer.rank) == ("a", 3)
+
+
+def test_a_smaller_matrix_brings_the_rank_down(matrix):
+    explorer = SpectrumExplorer({"grande": matrix(9, 9), "petite": matrix(4, 6)}, rank=9)
+    explorer.matrix = "petite"
+    assert explorer.rank == 4
+    explorer.matrix = "grande"
+    assert explorer.rank == 4
+
+
+def test_messages_of_the_page_are_checked_together(matrix):
+    """Le menu change la matrice et le rang d'un coup : l'ordre des deux n'importe pas."""
+    explorer = SpectrumExplorer({"petite": matrix(4, 6), "grande": matrix(9, 9)}, rank=2)
+    explorer.set_state({"rank": 8, "matrix": "grande"})
+    assert (explorer.matrix, explorer.rank) == ("grande", 8)
+
+
+def test_python_is_told_of_every_change(matrix):
+    explorer, seen = SpectrumExplorer(matrix(9, 9), rank=3), []
+    explorer.observe(lambda change: seen.append(change["new"]), "rank")
+    explorer.rank = 5
+    explorer.set_state({"rank": 7})
+    assert seen == [5, 7]
+
+
+# --- les matrices refusées, les matrices trop grandes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer])
+@pytest.mark.parametrize(
+    ("W", "error", "words"),
+    [
+        (torch.ones(3), ValueError, "forme"),
+        (torch.ones(2, 3, 3), ValueError, "forme"),
+        (torch.ones(0, 3), ValueError, "vide"),
+        (torch.tensor([[1.0, float("nan")]]), ValueError, "NaN"),
+        (torch.tensor([[1.0, float("inf")]]), ValueError, "infinis"),
+        (torch.ones(2, 2, dtype=torch.complex64), TypeError, "réels"),
+        (torch.ones(2, 2, dtype=torch.bool), TypeError, "réels"),
+        ("une matrice", TypeError, "matrice"),
+        (None, TypeError, "matrice"),
+    ],
+)
+def test_what_is_not_a_matrix_is_refused(explorer, W, error, words):
+    with pytest.raises(error, match=words):
+        explorer(W)
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        {},
+        {"a": torch.ones(3)},
+        {"a": Choice(torch.ones(0, 2))},
+        {1: torch.ones(2, 2), "1": torch.ones(2, 2)},
+        {i: torch.ones(1, 1) for i in range(65)},
+    ],
+)
+def test_a_bad_collection_is_refused(matrices):
+    with pytest.raises(ValueError, match="matrices"):
+        SpectrumExplorer(matrices)
+
+
+def test_colour_images_are_told_how_to_become_grey():
+    with pytest.raises(ValueError, match=r"image\.mean\(-1\)"):
+        PhotoExplorer(torch.ones(4, 4, 3))
+    with pytest.raises(ValueError, match=r"image\.mean\(0\)"):
+        PhotoExplorer(torch.ones(3, 40, 40))
+
+
+def test_a_layer_is_told_to_give_its_weight():
+    with pytest.raises(TypeError, match="weight"):
+        SpectrumExplorer(torch.nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("W", [torch.zeros(3, 4), torch.full((4, 3), 0.5), torch.ones(1, 1), torch.ones(1, 7)])
+def test_degenerate_matrices_are_shown(W):
+    assert np.isfinite([SpectrumExplorer(W).error, PhotoExplorer(W).error]).all()
+    assert "nan" not in repr(PhotoExplorer(W))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_every_real_dtype_is_shown(randn, dtype):
+    W = (10 * randn(9, 6)).to(dtype)
+    expected = lrq.truncation_errors(lrq.singular_values(W))[1]
+    assert SpectrumExplorer(W, rank=2).error == pytest.approx(float(expected), abs=1e-6)
+    assert PhotoExplorer(W, rank=2).error == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e40, 1e300])
+def test_the_unit_of_a_matrix_does_not_matter(matrix, scale):
+    """Ce qui voyage est rapporté à σ₁ : ni débordement, ni zéro, même au-delà des float32."""
+    W = matrix(12, 9, dtype=torch.float64)
+    explorer, far = SpectrumExplorer(W, rank=4), SpectrumExplorer(W * scale, rank=4)
+    assert far.error == pytest.approx(explorer.error)
+    for name in ("_values", "_chance"):
+        near_values, far_values = (np.frombuffer(getattr(one, name), "<f4") for one in (explorer, far))
+        assert np.allclose(near_values, far_values, atol=1e-6)
+    assert far._choices[0]["top"] == pytest.approx(scale * explorer._choices[0]["top"])
+    assert PhotoExplorer(W * scale, rank=4).error == pytest.approx(explorer.error)
+
+
+def test_numpy_arrays_and_parameters_are_matrices(rng):
+    assert SpectrumExplorer(rng.standard_normal((4, 5))[::-1]).shown()[1] == (4, 5)
+    assert SpectrumExplorer(rng.standard_normal((4, 5))).shown()[1] == (4, 5)
+    assert PhotoExplorer(torch.nn.Linear(5, 4).weight).image.shape == (4, 5)
+
+
+def test_too_many_values_are_cut_said_and_still_counted(matrix, monkeypatch):
+    monkeypatch.setattr(spectrum, "MAX_VALUES", 10)
+    W = matrix(30, 12)
+    explorer = SpectrumExplorer({"a": W, "petite": matrix(3, 3)}, rank=4)
+    record = explorer._choices[0]
+    carried = np.frombuffer(explorer._values, "<f4")[: record["carried"]].astype(float)
+    assert record["carried"] == 5
+    assert "« a » (5 sur 12)" in explorer._note
+    assert "petite" not in explorer._note
+    energies = (carried / carried[0]) ** 2
+    error = np.sqrt((energies[4:].sum() + record["tail"]) / (energies.sum() + record["tail"]))
+    assert error == pytest.approx(explorer.error, rel=1e-5)
+    with pytest.raises(
+        traitlets.TraitError, match=r"rank : reçu 6, attendu au plus 5, ce que la figure montre de « a »"
+    ):
+        explorer.rank = 6
+
+
+def test_shrinking_keeps_the_proportions_and_fits(rng, randn):
+    for _ in range(30):
+        m, n = (int(x) for x in 10 ** rng.uniform(0, 3.3, 2))
+        small = shrink(torch.zeros(m, n))
+        h, w = small.shape
+        assert h * w + 2 * h * min(h, w) <= photo.MAX_BYTES
+        if min(h, w) > 20 and (h, w) != (m, n):
+            assert h / w == pytest.approx(m / n, rel=0.1)
+            assert h * w + 2 * h * min(h, w) > 0.85 * photo.MAX_BYTES  # réduite, mais pas plus qu'il ne faut
+    W = randn(20, 30)
+    assert torch.equal(shrink(W), W)
+
+
+def test_shrinking_averages_neighbours(randn, monkeypatch):
+    monkeypatch.setattr(photo, "MAX_BYTES", 8 * 12 + 2 * 8 * 8)
+    W = randn(16, 24)
+    assert torch.allclose(shrink(W), W.view(8, 2, 12, 2).mean((1, 3)), atol=1e-6)
+
+
+def test_a_large_image_is_said_to_be_reduced(photograph):
+    assert photograph._note.startswith("Image réduite de 427 × 640 à 150 × 225 points")
+    assert PhotoExplorer(torch.zeros(5, 5))._note == ""
+
+
+def test_the_photograph_travels_almost_exact(photograph):
+    """L'image sur 8 bits et ses vecteurs sur 16 suffisent à la reconstruire à deux niveaux de gris près."""
+    m, n = photograph.image.shape
+    pixels = np.frombuffer(photograph._pixels, np.uint8).reshape(m, n) / 255
+    U = np.frombuffer(photograph._vectors, "<i2").reshape(m, m) / 32767
+    for rank in (5, 20, m):
+        exact = lrq.truncated_svd(photograph.image, rank)
+        expected = (exact[0] * exact[1] @ exact[2]).numpy()
+        assert np.abs(U[:, :rank] @ (U[:, :rank].T @ pixels) - expected).max() < 2 / 255
+
+
+# --- l'objet ----------------------------------------------------------------------------------------------------------
+
+
+def test_repr_is_stable_and_tells_the_state(matrix):
+    W = matrix(20, 12)
+    first, second = SpectrumExplorer({"a": W}, rank=3), SpectrumExplorer({"a": W}, rank=3)
+    assert repr(first) == repr(second)
+    assert re.fullmatch(r"SpectrumExplorer « a », 20 × 12 : rang 3, énergie [\d,]+ %, erreur [\d,]+ %", repr(first))
+    second.rank = 4
+    assert repr(first) != repr(second)
+    bundle = first._repr_mimebundle_()
+    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert bundle["text/plain"] == repr(first)
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_state_is_light(minilm, photograph):
+    largest = SpectrumExplorer({f"matrice {i}": torch.eye(150) for i in range(64)})
+    for widget in (minilm, photograph, Certificate(), largest, PhotoExplorer(torch.zeros(5000, 4000))):
+        assert state_size(widget) <= STATE_LIMIT, type(widget)
+
+
+def test_every_file_of_the_package_is_in_the_wheel():
+    project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["lrq"]
+    package = FOLDER.parents[1]
+    files = [
+        path.relative_to(package) for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    left = [path for path in files if path.suffix != ".py" and not any(path.match(pattern) for pattern in patterns)]
+    assert left == []
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(FOLDER.glob("*.js"))])
+def test_modules_import_nothing_from_elsewhere(name):
+    found = re.findall(r"""(?:from|import)\s*\(?["']([^"']{0,40})""", esm(name))
+    assert [source for source in found if not source.startswith("data:text/javascript;base64,")] == []
+
+
+def test_golden_cases_are_fresh_and_repeatable():
+    first, again, other = (golden_cases(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert json.loads(json.dumps(first)) == first
+
+
+# --- ce que disent les invitations ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def choices():
+    return minilm_choices()
+
+
+def test_query_bears_the_cut_better_than_value(choices):
+    errors = [float(lrq.truncation_errors(lrq.singular_values(choices[name].W))[95]) for name in list(choices)[:2]]
+    assert list(choices)[:2] == ["query, bloc 1", "value, bloc 1"]
+    assert errors[0] < errors[1]
+
+
+def test_one_weight_explains_the_first_singular_value(choices):
+    W = choices["dense 2, bloc 1"].W
+    assert f"{W.numel():,}".replace(",", " ") in choices["dense 2, bloc 1"].prompt.replace("\u202f", " ")
+    S = lrq.singular_values(W)
+    assert S[0] > 1.6 * S[1]
+    without = W.clone()
+    without.view(-1)[W.abs().argmax()] = 0
+    assert lrq.singular_values(without)[0] < 1.01 * S[1]
+
+
+def test_half_of_the_first_tokens_are_unused_and_alike(choices):
+    W = choices["2 000 premiers jetons"].W
+    tokenizer = models.load_minilm().tokenizer
+    unused = torch.tensor([word.startswith("[unused") for word in tokenizer.convert_ids_to_tokens(range(2000))])
+    assert 0.45 < unused.double().mean() < 0.5
+    first = [float(lrq.cumulative_energy(lrq.singular_values(rows))[0]) for rows in (W, W[unused], W[~unused])]
+    assert 0.41 < first[0] < 0.43
+    assert first[1] > 0.8
+    assert first[2] < 0.3
+
+
+def test_the_sentence_model_never_uses_the_pooler(choices):
+    encoder, sentences = models.load_minilm(), models.load_sentences("test")[:4]
+    before = encoder.encode(sentences)
+    encoder.bert.pooler.dense.weight.data.zero_()
+    assert torch.equal(before, encoder.encode(sentences))
+
+
+def test_the_pooler_looks_like_chance_and_query_does_not(choices):
+    def distance(name):
+        W = choices[name].W
+        S = lrq.singular_values(W)
+        return float((S - spectrum.random_spectrum(*W.shape, S)).norm() / S.norm())
+
+    assert distance("pooler") < 0.05 < 0.15 < distance("query, bloc 1")
+
+
+def test_positions_are_cut_far_below_break_even(choices):
+    W = choices["vecteurs de position"].W
+    assert lrq.find_optimal_rank(W, target_error=0.1) < lrq.break_even_rank(*W.shape) / 2
+
+
+def test_a_random_matrix_stops_at_the_edge(rng):
+    W = torch.tensor(rng.standard_normal((400, 300)))
+    edge = lrq.marchenko_pastur_edge(400, 300, float(W.norm()))
+    assert float(lrq.singular_values(W)[0]) == pytest.approx(edge, rel=0.03)
+
+
+# --- la palette -------------------------------------------------------------------------------------------------------
+
+
+def palette(css, selector):
+    """Les variables de couleur d'un bloc de lrq.css."""
+    block = re.search(re.escape(selector) + r"[^{]*\{([^}]*)\}", css)[1]
+    return dict(re.findall(r"--lrq-([a-z]+):\s*(#[0-9a-f]{6})", block))
+
+
+PAIRS = re.findall(r"--lrq-([a-z]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", CSS)
+LIGHT, DARK = ({name: pair[theme] for name, *pair in PAIRS} for theme in (0, 1))
+NOTIONS = ("rank", "error", "budget", "bits", "theory")
+
+
+def linear_rgb(colour):
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(one, other):
+    first, second = sorted((linear_rgb(colour) @ [0.2126, 0.7152, 0.0722] for colour in (one, other)), reverse=True)
+    return (first + 0.05) / (second + 0.05)
+
+
+# Machado, Oliveira et Fernandes (2009), sévérité 1 : ce que voit un œil sans l'un des cônes.
+BLIND = {
+    "vision ordinaire": np.eye(3),
+    "protanopie": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutéranopie": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopie": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def lab(rgb):
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb
+    t = np.clip(xyz / [0.9505, 1, 1.089], 0, None)
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def test_one_colour_per_notion_everywhere():
+    assert palette(BOOK_CSS, ":root").items() >= LIGHT.items()
+    assert palette(BOOK_CSS, 'html[data-theme="dark"]').items() >= DARK.items()
+    darkened = [selectors for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", CSS) if "scheme: dark" in body]
+    assert ["data-theme=" in text or ":not([data-theme])" in text for text in darkened] == [True, True]
+    drawn = {"rank": plots.RANK, "error": plots.ERROR, "budget": plots.BUDGET, "bits": plots.BITS}
+    assert drawn.items() <= LIGHT.items()
+    assert (LIGHT["theory"], LIGHT["ink"]) == (plots.THEORY, plots.INK)
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["clair", "sombre"])
+def test_colours_are_readable_on_their_surface(colours):
+    for name in (*NOTIONS, "ink", "soft"):
+        assert contrast(colours[name], colours["surface"]) >= 4.5, name
+    for name in ("ink", "soft"):
+        assert contrast(colours[name], colours["chip"]) >= 4.5, name
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["clair", "sombre"])
+@pytest.mark.parametrize("eye", BLIND)
+def test_colour_blind_readers_tell_notions_apart(colours, eye):
+    seen = {name: lab(np.clip(np.array(BLIND[eye]) @ linear_rgb(colours[name]), 0, 1)) for name in NOTIONS}
+    closest = min(itertools.combinations(NOTIONS, 2), key=lambda pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]))
+    assert np.linalg.norm(seen[closest[0]] - seen[closest[1]]) > 15, closest
