@@ -20,6 +20,7 @@ NOTEBOOKS = Path(__file__).parent
 COPIES = NOTEBOOKS.parent / "exercices"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 HIDDEN = "remove-cell"  # les preuves : des assert que la page ne montre pas
+VIEW = "application/vnd.jupyter.widget-view+json"  # une figure interactive : un identifiant neuf à chaque exécution
 KEPT = {"tags", "mystnb", "editable", "deletable"}  # métadonnées de cellule qui viennent d'un auteur
 SOLUTION_LINK = re.compile(r"(?<=\]\()(?=solutions/)")
 
@@ -38,6 +39,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         notebook.metadata.language_info = NotebookNode(language)
     for cell in notebook.cells:
         cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in KEPT})
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(VIEW, None)
     return notebook
 
 
