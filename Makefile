@@ -44,8 +44,13 @@ $(ENV): requirements.txt pyproject.toml
 # mesures : la réponse des fils y compte.
 livre test notebooks: export OMP_WAIT_POLICY := PASSIVE
 
+# Le cache des carnets ne regarde que leur texte : quand lrq change, tout est à refaire.
+_build/.lrq: $(shell find lrq -type f -not -path '*/__pycache__/*')
+	@rm -rf _build/.jupyter_cache
+	@mkdir -p _build && touch $@
+
 # --all : sans lui, une seconde construction oublie les avertissements de la première, et -W n'arrête plus rien.
-livre: $(ENV)
+livre: $(ENV) _build/.lrq
 	@echo "Construction du livre : les carnets s'exécutent, quelques minutes la première fois…"
 	@$(BIN)/jupyter-book build . --all -W --keep-going
 	@echo

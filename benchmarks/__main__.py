@@ -5,8 +5,10 @@ import sys
 
 import torch
 
-from . import book, forward, rank, startup
+from . import book, forward, page, rank, startup
 from .table import render
+
+MODULES = {"rank": rank, "forward": forward, "startup": startup, "page": page, "book": book}
 
 
 def main() -> int:
@@ -15,11 +17,16 @@ def main() -> int:
         prog="python -m benchmarks", description="Mesure lrq à côté de ses références, dans la même exécution."
     )
     parser.add_argument("--rapide", action="store_true", help="moins de répétitions, sans les carnets ni le livre")
-    quick = parser.parse_args().rapide
+    parser.add_argument("--seulement", choices=MODULES, metavar="|".join(MODULES), help="une seule famille de mesures")
+    options = parser.parse_args()
+    chosen = [MODULES[options.seulement]] if options.seulement else MODULES.values()
     rows = []
-    for module in (rank, forward, startup, book):
+    for module in chosen:
         print(f"… {(module.__doc__ or '').splitlines()[0]}", file=sys.stderr)
-        rows += module.measure(quick)
+        rows += module.measure(options.rapide)
+    if not rows:
+        print("Aucune mesure.")
+        return 0
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} fil(s) ; durées médianes, mesures entrelacées.\n")
     print(render(rows))
     missed = sum(row.held is False for row in rows)

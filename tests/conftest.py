@@ -1,13 +1,25 @@
-"""Instances fraîches à chaque passage, rejouables : ``LRQ_GRAINE=123 pytest`` refait exactement les mêmes."""
+"""Ce que les tests partagent : des instances fraîches et rejouables, le livre construit, un navigateur.
+
+``LRQ_GRAINE=123 pytest`` refait exactement les mêmes instances.
+"""
 
 import os
 import random
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import browser as chromium  # noqa: E402
+
+BUILD = "import sys; from jupyter_book.cli.main import main; main(sys.argv[1:])"
 GRAINE = int(os.environ.get("LRQ_GRAINE") or random.SystemRandom().randrange(2**31))
 
 
@@ -52,3 +64,60 @@ def matrix(rng):
         return torch.tensor(left * spectrum @ right.T, dtype=dtype)
 
     return draw
+
+
+# --- le livre et le navigateur ----------------------------------------------------------------------------------------
+
+
+def repository_caches():
+    """Les traces qu'une construction laisserait dans le dépôt, avec leur date."""
+    paths = [ROOT / "_build", *(ROOT / "_build").glob("*"), *(ROOT / "_build").glob(".jupyter_cache/*")]
+    paths += [*ROOT.glob("notebooks/**/.jupyter_cache"), *ROOT.glob("notebooks/**/_build")]
+    return {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """Le dossier HTML du livre, construit une fois, cache d'exécution compris, hors du dépôt."""
+    folder = tmp_path_factory.mktemp("livre")
+    before = repository_caches()
+    command = [sys.executable, "-c", BUILD, "build", ".", "--path-output", str(folder), "-W", "--keep-going"]
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    log = f"{build.stdout[-6000:]}\n{build.stderr[-6000:]}"
+    assert build.returncode == 0, log
+    assert repository_caches() == before, "la construction a écrit dans le dépôt"
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def site(book):
+    """L'adresse locale du livre, servi par HTTP."""
+    with chromium.served(book) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Un Chromium ouvert le temps d'un module de tests.
+
+    Pas de toute la session : tant que Playwright vit, sa boucle d'événements occupe le fil principal, or nbval et
+    nbclient y lancent la leur.
+    """
+    executable = chromium.find()
+    if executable is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{chromium.ABSENT}, et CI est défini.\n{chromium.ADVICE}", pytrace=False)
+        pytest.skip(chromium.ABSENT)
+    with chromium.launched(executable) as opened:
+        yield opened
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Des tests sautés faute de navigateur se voient : rien d'autre ne vérifie les pages telles qu'on les lit."""
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if chromium.ABSENT in str(report.longrepr)
+    ]
+    if skipped:
+        terminalreporter.section("AUCUN NAVIGATEUR : LES PAGES N'ONT PAS ÉTÉ VÉRIFIÉES", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} test(s) sauté(s) : {chromium.ABSENT}.", red=True)
+        terminalreporter.line(chromium.ADVICE)

@@ -17,7 +17,7 @@ from lrq.exercises import EXERCISES
 ROOT = Path(__file__).parents[1]
 FOUND = (ROOT / "notebooks").glob("**/*.ipynb")
 NOTEBOOKS = sorted(path for path in FOUND if ".ipynb_checkpoints" not in path.parts)
-COURSE = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+COURSE = [path for path in NOTEBOOKS if path.parent.name == "notebooks" and path.stem[0].isdigit()]
 SOLUTIONS = [path for path in NOTEBOOKS if path.parent.name == "solutions"]
 
 PLAN = [

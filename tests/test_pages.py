@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from pybtex.database import parse_string
 
 import lrq
+from lrq import widgets
 from lrq.exercises import EXERCISES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from francais import TRANSLATIONS, translate  # noqa: E402
+from accessible import nest, repair  # noqa: E402
+from bibliographie import Style  # noqa: E402
+from francais import TRANSLATIONS, space, translate  # noqa: E402
 
 
 def page(name):
@@ -27,6 +31,11 @@ def test_api_page_names_every_public_object():
     for name in documented:
         module, _, attribute = f"lrq.{name}".rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_api_page_names_every_figure():
+    documented = set(re.findall(r"auto(?:class|function):: lrq\.widgets\.(\w+)", page("book/api.md")))
+    assert documented == set(widgets.__all__)
 
 
 @pytest.mark.parametrize("name", ["lrq.models", "lrq.plots", "lrq.display"])
@@ -79,3 +88,76 @@ def test_translation_is_complete_and_stable():
     french = translate(english)
     assert not any(text in french for text in TRANSLATIONS)
     assert translate(french) == french
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("deux cas : un", "deux cas\u00a0: un"),
+        (" ; sinon", "\u00a0; sinon"),  # après une formule ou du code
+        ("pourquoi\n?", "pourquoi\u00a0?"),
+        ("« rang » à 99 %", "«\u00a0rang\u00a0» à 99\u00a0%"),
+        ("10 616 832 nombres, 250 lignes", "10\u202f616\u202f832 nombres, 250 lignes"),
+        ("en 2013 400 phrases, 11.1 128", "en 2013 400 phrases, 11.1 128"),
+        ("déjà\u202f: 12:30, lrq::svd", "déjà\u202f: 12:30, lrq::svd"),
+    ],
+)
+def test_spaces_that_do_not_break(typed, shown):
+    assert space(typed) == shown
+    assert space(shown) == shown
+
+
+ENTRY = """
+@{kind}{{cle, author={{Hu, Edward and Shen, Yelong and Wallis, Phillip}}, title={{The Title}}, {fields}, year={{2020}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        (
+            "article",
+            "journal={A Journal}, volume={1}, number={3}, pages={2--4}",
+            "A Journal, vol. 1, nᵒ 3, p. 2–4, 2020.",
+        ),
+        (
+            "inproceedings",
+            "booktitle={A Book}, volume={9}, series={S}, pages={2--4}",
+            "Dans A Book, vol. 9 de S, p. 2–4, 2020.",
+        ),
+        ("book", "publisher={P}, edition={4}", "P, 4ᵉ édition, 2020."),
+        ("phdthesis", "school={S}", "Thèse de doctorat, S, 2020."),
+        ("misc", "url={https://exemple.fr}", "2020. URL : https://exemple.fr."),
+    ],
+)
+def test_bibliography_is_french(kind, fields, words):
+    data = parse_string(ENTRY.format(kind=kind, fields=fields), "bibtex")
+    [entry] = Style().format_bibliography(data)
+    text = entry.text.render_as("text").replace("\u00a0", " ")
+    assert text.startswith("Edward Hu, Yelong Shen et Phillip Wallis. The ")
+    assert text.endswith(words)
+    assert entry.label == "HSW20"
+
+
+def test_foreign_titles_are_marked_unless_french():
+    for fields, count in (("journal={J}", 2), ("journal={J}, langid={french}", 0)):
+        data = parse_string(ENTRY.format(kind="article", fields=fields), "bibtex")
+        [entry] = Style().format_bibliography(data)
+        assert repr(entry.text).count("Tag('foreign'") == count
+
+
+def test_long_signatures_are_not_lists():
+    broken = (
+        '<dt>(\n<dl>\n<dd><em class="sig-param">W</em>,</dd>\n<dd><em class="sig-param">r</em>,</dd>\n</dl>\n)</dt>'
+    )
+    mended = repair(broken)
+    assert "<dl>" not in mended
+    assert mended.count("<span>") == 2
+    assert repair(mended) == mended
+    assert repair("<dl>\n<dt>r</dt><dd>le rang</dd></dl>") == "<dl>\n<dt>r</dt><dd>le rang</dd></dl>"
+
+
+def test_list_of_modules_nests():
+    broken = "<ul><li>a</li>\n<li>b</li>\n<ul><li>b.c</li>\n</ul><li>d</li>\n</ul>\n"
+    assert nest(broken) == "<ul><li>a</li>\n<li>b\n<ul><li>b.c</li>\n</ul></li><li>d</li>\n</ul>\n"
+    assert nest("<ul><li>a</li>\n</ul>") == "<ul><li>a</li>\n</ul>"

@@ -1,0 +1,833 @@
+"""Les pages telles qu'on les lit, dans un vrai navigateur : servies ou ouvertes d'un dossier, claires ou sombres, sur
+un téléphone, au clavier. Et les explorateurs : chaque réglage y agit, chaque extrait de code dit vrai.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ipywidgets
+import nbformat
+import pytest
+import torch
+import yaml
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
+from ipywidgets.embed import embed_data
+from playwright.sync_api import TimeoutError as Late
+
+from lrq.widgets import PhotoExplorer, SpectrumExplorer
+
+ROOT = Path(__file__).parents[1]
+TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+# Le code source de lrq fait une page par module cité : seul le livre construit en connaît la liste.
+MODULES = "_modules"
+PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"]), "search", MODULES]
+
+
+def has_explorer(page):
+    """Vrai si la page est un carnet qui montre un explorateur."""
+    path = ROOT / f"{page}.ipynb"
+    if not path.is_file():
+        return False
+    cells = nbformat.read(path, as_version=4).cells
+    return any("lrq.widgets" in cell.source for cell in cells if cell.cell_type == "code")
+
+
+EXPLORED = [page for page in PAGES if has_explorer(page)]
+explored = pytest.mark.parametrize("page_name", EXPLORED)
+
+STATE, VIEW = "application/vnd.jupyter.widget-state+json", "application/vnd.jupyter.widget-view+json"
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+CONTRAST = ["color-contrast", "link-in-text-block"]
+PHONE = {"width": 360, "height": 740}
+TOUCH = 44  # pixels CSS : la plus petite cible qu'un doigt atteint sans viser
+CONTROLS = 'input, select, button, summary, [role="slider"]'
+RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-control="code"]'
+TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+STILL = f"{TWO_FRAMES}.then(() => document.getAnimations().forEach(fade => fade.finish()))"  # sans attendre les fondus
+SETTLED = f"async () => {{ await window.MathJax?.startup?.promise; await document.fonts.ready; await {TWO_FRAMES}; }}"
+MOUNTED = """count => document.querySelectorAll('.lrq-explorer[data-ready], .lrq-absent').length >= count"""
+SIDEWAYS = """() => {
+  const page = document.scrollingElement, room = page.clientWidth;
+  if (page.scrollWidth <= room) return null;
+  const wide = [...page.querySelectorAll('main *')].filter(child => child.getBoundingClientRect().right > room + 1);
+  const names = wide.slice(0, 6).map(child => `${child.localName}.${child.className}`);
+  return `${page.scrollWidth} px : ${names.join(', ')}`;
+}"""
+UNFOLD = """() => {
+  for (const fold of document.querySelectorAll('details')) fold.open = true;
+  for (const fold of document.querySelectorAll('.toggle-hidden')) fold.classList.remove('toggle-hidden');
+}"""
+# Ce qui se voit d'un explorateur : ni les attributs de sa racine, ni la position d'un curseur, ni la phrase lue à voix
+# haute, qui suit avec un temps de retard.
+SHOWN = """root => {
+  const spoken = [...root.querySelectorAll('[aria-live]')];
+  for (const sentence of spoken) sentence.style.display = 'none';
+  const text = root.innerText;
+  for (const sentence of spoken) sentence.style.display = '';
+  return JSON.stringify([
+    text,
+    [...root.querySelectorAll('svg')].map(drawing => drawing.outerHTML),
+    [...root.querySelectorAll('canvas')].map(drawing => drawing.toDataURL()),
+    [...root.querySelectorAll('img')].map(image => image.src),
+  ]);
+}"""
+COLOURS = """root => [root, ...root.querySelectorAll('*')].map(element => {
+  if (element.localName === 'canvas') return element.toDataURL();
+  const style = getComputedStyle(element);
+  return [style.color, style.backgroundColor, style.borderTopColor, style.fill, style.stroke].join(' ');
+})"""
+# Un geste laisse la page courir sur son élan : on attend que rien ne bouge depuis six images.
+AT_REST = """() => new Promise(done => {
+  let before = NaN, still = 0;
+  const look = () => {
+    still = scrollY === before ? still + 1 : 0;
+    before = scrollY;
+    if (still < 6) requestAnimationFrame(look); else done();
+  };
+  look();
+})"""
+SET = """(input, value) => {
+  input.value = value;
+  input.dispatchEvent(new Event('input', {bubbles: true}));
+  input.dispatchEvent(new Event('change', {bubbles: true}));
+}"""
+
+
+# --- ouvrir une page --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def contexts(browser):
+    """Les fenêtres où s'ouvrent les pages, une par façon de lire, gardées d'une page à l'autre."""
+    opened = {}
+
+    def context(kind):
+        if kind not in opened:
+            phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
+            opened[kind] = browser.new_context(locale="fr-FR", **(phone if kind == "phone" else {}))
+            opened[kind].grant_permissions(["clipboard-read", "clipboard-write"])
+        return opened[kind]
+
+    return context
+
+
+@pytest.fixture(scope="module")
+def opened(contexts, site, book):
+    """Ouvre une page du livre, ``opened("book/index", "phone")``, ou la reprend telle qu'un autre test l'a laissée.
+
+    Ouvrir une page prend une seconde. Un test règle donc d'abord ce dont il dépend, ou demande une page fraîche.
+    """
+    pages = {}
+
+    def visit(name, kind="light", fresh=False):
+        if (name, kind) not in pages:
+            pages[name, kind] = contexts(kind).new_page()
+            fresh = True
+        page = pages[name, kind]
+        page.bring_to_front()  # un onglet caché ne dessine pas
+        if fresh:
+            page.goto(f"{site}/{name}.html")
+            settle(page, views(book / f"{name}.html"))
+        return page
+
+    return visit
+
+
+def settle(page, count=0):
+    """Attend que la page soit lisible : formules, polices, explorateurs."""
+    page.evaluate(SETTLED)
+    page.wait_for_function(MOUNTED, arg=count, timeout=10_000)
+
+
+def views(path):
+    """Combien d'explorateurs la page construite annonce."""
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    return len(soup.find_all("script", type=VIEW))
+
+
+def files(book, name):
+    """Les pages construites que désigne un nom de la liste."""
+    return sorted(book.glob("_modules/**/*.html")) if name == MODULES else [book / f"{name}.html"]
+
+
+def sampled(book, name):
+    """Celles que lit axe : du code source, qui n'a qu'un gabarit, la liste et la page la plus longue suffisent."""
+    found = files(book, name)
+    return (
+        {book / "_modules/index.html", max(found, key=lambda path: path.stat().st_size)} if name == MODULES else found
+    )
+
+
+def listen(page, origin):
+    """La liste, tenue à jour, de ce qu'une page fait de trop : requêtes ailleurs, erreurs, messages en console."""
+    faults = []
+
+    def asked(request):
+        if not request.url.startswith((origin, "data:", "blob:")):
+            faults.append(f"requête vers {request.url}")
+
+    def said(message):
+        if message.type in {"warning", "error", "assert"}:
+            faults.append(f"console ({message.type}) : {message.text[:300]}")
+
+    def answered(response):
+        if urlsplit(response.url).scheme.startswith("http") and response.status >= 400:
+            faults.append(f"réponse {response.status} : {response.url}")
+
+    page.on("request", asked)
+    page.on("requestfailed", lambda request: faults.append(f"requête sans réponse : {request.url} ({request.failure})"))
+    page.on("response", answered)
+    page.on("console", said)
+    page.on("pageerror", lambda error: faults.append(f"erreur : {error}"))
+    return faults
+
+
+def wear(page, theme):
+    """Passe la page en clair ou en sombre, comme le ferait le bouton du thème, fondus achevés."""
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    page.evaluate(STILL)
+
+
+def axe(page, only):
+    """Ce que reproche axe à la page, une ligne par élément."""
+    # preload : axe relirait les feuilles de style par des requêtes à lui, en pure perte.
+    options = {"runOnly": only, "resultTypes": ["violations"], "preload": False}
+    return [
+        f"{violation['id']} : {violation['help']}\n      {node['html'][:160]}\n      {node['failureSummary'][:300]}"
+        for violation in Axe().run(page, options=options).response["violations"]
+        for node in violation["nodes"][:4]
+    ]
+
+
+# --- toutes les pages -------------------------------------------------------------------------------------------------
+
+
+def test_list_of_pages_is_complete(book):
+    found = {path for path in book.rglob("*.html") if path.relative_to(book).parts[0] != "_static"}
+    found.discard(book / "index.html")  # elle renvoie à l'accueil
+    assert {path for name in PAGES for path in files(book, name)} == found
+
+
+def test_list_of_pages_with_explorers_is_complete(book):
+    found = [name for name in PAGES if name != MODULES and views(book / f"{name}.html")]
+    assert found == EXPLORED
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_page_is_quiet_accessible_and_fits_a_phone(contexts, site, book, page_name):
+    """Une seule visite pour tout ce qui s'observe d'une page servie ; en sombre, seuls les contrastes sont à revoir."""
+    faults, read_by_axe = [], sampled(book, page_name)
+    for path in files(book, page_name):
+        name = path.relative_to(book).as_posix()
+        page = contexts("light").new_page()
+        noise = listen(page, f"{site}/")
+        page.goto(f"{site}/{name}")
+        settle(page, views(path))
+        found = [*noise, *unmounted(page, path), *overflow(page)]
+        if path in read_by_axe:
+            found += axe(page, WCAG)
+            wear(page, "dark")
+            found += [f"en sombre, {fault}" for fault in axe(page, {"type": "rule", "values": CONTRAST})]
+        faults += [f"{name} : {fault}" for fault in found]
+        page.close()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_page_is_quiet_when_opened_from_a_folder(contexts, book, page_name):
+    """Sans serveur, le navigateur refuse modules et requêtes d'un fichier à l'autre : rien ne doit en dépendre."""
+    faults = []
+    for path in files(book, page_name):
+        page = contexts("file").new_page()
+        noise = listen(page, book.as_uri())
+        page.goto(path.as_uri())
+        settle(page, views(path))
+        faults += [f"{path.relative_to(book)} : {fault}" for fault in [*noise, *unmounted(page, path)]]
+        page.close()
+    assert not faults, "\n".join(faults)
+
+
+def unmounted(page, path):
+    """Les explorateurs annoncés par le fichier qui ne sont pas dans la page."""
+    ready, absent = page.locator(".lrq-explorer[data-ready]").count(), page.locator(".lrq-absent").all_inner_texts()
+    missing = [f"{ready} explorateur(s) sur {views(path)}"] if ready != views(path) else []
+    return [*missing, *(f"explorateur absent : {text}" for text in absent)]
+
+
+def overflow(page):
+    """Ce qui déborde à la largeur d'un téléphone, replié puis déplié."""
+    faults, size = [], page.viewport_size
+    page.set_viewport_size(PHONE)
+    for state in ("replié", "déplié"):
+        page.evaluate(TWO_FRAMES)
+        if wide := page.evaluate(SIDEWAYS):
+            faults.append(f"déborde sur un téléphone, {state} : {wide}")
+        page.evaluate(UNFOLD)
+    page.set_viewport_size(size)
+    page.evaluate(STILL)
+    return faults
+
+
+# --- les explorateurs -------------------------------------------------------------------------------------------------
+
+
+def explorers(page, needs=""):
+    """Les explorateurs de la page, ou ceux qui contiennent `needs`."""
+    found = page.locator(".lrq-explorer[data-ready]").all()
+    assert found, "aucun explorateur dans cette page"
+    return [root for root in found if not needs or root.locator(needs).count()]
+
+
+def label(root, control=None):
+    """De quoi reconnaître un explorateur, ou l'un de ses réglages, dans un message."""
+    name = f"explorateur {root.get_attribute('data-explorer')}"
+    return name if control is None else f"{name}, {control.evaluate('c => c.outerHTML.slice(0, 140)')}"
+
+
+def rank(root):
+    return int(root.get_attribute("data-rank"))
+
+
+def bounds(root):
+    """Le plus petit et le plus grand rang que le curseur permet."""
+    return tuple(int(root.locator(RANK).get_attribute(side)) for side in ("min", "max"))
+
+
+def waits(root, condition, expected):
+    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie sous deux secondes."""
+    arguments = [root.element_handle(), expected]
+    try:
+        root.page.wait_for_function(f"([root, value]) => ({condition})(root, value)", arg=arguments, timeout=2000)
+    except Late:
+        return False
+    return True
+
+
+def rank_after(root, expected):
+    """Le rang affiché après un geste : celui qu'on attend, ou celui qui est resté."""
+    waits(root, "(root, rank) => root.dataset.rank === String(rank)", expected)
+    return rank(root)
+
+
+def changes(root, act):
+    """Vrai si ce que montre l'explorateur change après `act()`."""
+    before = root.evaluate(SHOWN)
+    act()
+    return waits(root, f"(root, before) => ({SHOWN})(root) !== before", before)
+
+
+def controls(root):
+    """Les réglages que le lecteur peut atteindre, tout déplié."""
+    root.page.evaluate(UNFOLD)
+    found = [control for control in root.locator(CONTROLS).all() if control.is_visible() and control.is_enabled()]
+    return [control for control in found if not control.evaluate("c => c.type === 'radio' && c.checked")]
+
+
+def kind(control):
+    """`range`, `checkbox`, `select`, `button`, `summary` ou `slider`."""
+    return control.evaluate(
+        "c => c.getAttribute('role') === 'slider' ? 'slider' : c.type?.split('-')[0] || c.localName"
+    )
+
+
+def drag(control, dx):
+    """Prend un élément à la souris et le tire de `dx` pixels."""
+    control.scroll_into_view_if_needed()
+    box, mouse = control.bounding_box(), control.page.mouse
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(x, y)
+    mouse.down()
+    for part in (0.3, 0.7, 1):
+        mouse.move(x + dx * part, y)
+    mouse.up()
+
+
+def by_mouse(control):
+    """Les gestes de souris dont l'un au moins doit agir."""
+    if kind(control) == "slider":
+        return [lambda: drag(control, 50), lambda: drag(control, -50)]
+    if kind(control) == "range":
+        box = control.bounding_box()
+        return [
+            lambda part=part: control.click(position={"x": box["width"] * part, "y": box["height"] / 2})
+            for part in (0.3, 0.7)
+        ]
+    if kind(control) == "select":  # sa liste est dessinée par le système : la souris n'y a pas prise ici
+        last = control.locator("option").count() - 1
+        return [lambda: control.select_option(index=last), lambda: control.select_option(index=0)]
+    return [control.click]
+
+
+def by_keyboard(control):
+    """Les touches dont l'une au moins doit agir."""
+    keys = {
+        **dict.fromkeys(("range", "slider"), ("ArrowRight", "ArrowLeft")),
+        **dict.fromkeys(("select", "radio"), ("ArrowDown", "ArrowUp")),
+        **dict.fromkeys(("checkbox",), ("Space",)),
+    }
+    return [lambda key=key: control.press(key) for key in keys.get(kind(control), ("Enter",))]
+
+
+@explored
+@pytest.mark.parametrize("gestures", [by_mouse, by_keyboard])
+def test_every_control_changes_what_is_shown(opened, page_name, gestures):
+    page = opened(page_name, fresh=True)  # un bouton « Copier » ne dit qu'une fois « Copié »
+    idle, count = [], 0
+    for root in explorers(page):
+        for control in controls(root):
+            count += 1
+            page.evaluate(UNFOLD)  # replier le code est un des réglages
+            # Un bouton qui mène au rang où l'on est déjà ne change rien : deux départs, aux deux bouts.
+            ends = bounds(root) if kind(control) in {"button", "submit"} and root.locator(RANK).count() else [None]
+            for end, act in itertools.product(ends, gestures(control)):
+                if end is not None:
+                    root.locator(RANK).evaluate(SET, end)
+                    rank_after(root, end)
+                if changes(root, act):
+                    break
+            else:
+                idle.append(label(root, control))
+    assert count
+    assert not idle, f"sans effet : {idle}"
+
+
+@explored
+def test_every_control_has_a_name(opened, page_name):
+    page = opened(page_name)
+    nameless = []
+    for root in explorers(page):
+        for control in controls(root):
+            spoken = control.inner_text() if kind(control) == "summary" else control.aria_snapshot()
+            named = spoken.strip() if kind(control) == "summary" else re.match(r'- \w+ "\s*\w.*"', spoken)
+            if not named:
+                nameless.append(f"{label(root, control)} : {spoken}")
+        for control in root.locator(RANK).all():
+            assert 'slider "Rang r"' in control.aria_snapshot()
+    assert not nameless, "\n".join(nameless)
+
+
+@explored
+def test_every_control_is_large_enough_for_a_finger(opened, page_name):
+    page = opened(page_name, "phone")
+    small = []
+    for root in explorers(page):
+        for control in controls(root):
+            sides = control.evaluate(
+                "c => { const b = (c.type === 'checkbox' || c.type === 'radio') && c.labels?.[0] || c;"
+                "       const {width, height} = b.getBoundingClientRect(); return [width, height]; }"
+            )
+            if min(sides) < TOUCH - 0.5:
+                small.append(f"{label(root, control)} : {sides[0]:.0f} × {sides[1]:.0f} px")
+    assert not small, "\n".join(small)
+
+
+@explored
+def test_page_fits_a_phone_whatever_the_rank(opened, page_name):
+    """Un nombre plus long, une étiquette poussée au bord : aucun rang ne doit faire défiler de côté."""
+    page = opened(page_name, "phone")
+    page.evaluate(UNFOLD)
+    for root in explorers(page, RANK):
+        for value in bounds(root):
+            root.locator(RANK).evaluate(SET, value)
+            rank_after(root, value)
+            wide = page.evaluate(SIDEWAYS)
+            assert wide is None, f"{label(root)}, rang {value} : {wide}"
+
+
+@explored
+def test_cut_follows_the_mouse(opened, page_name):
+    page = opened(page_name)
+    for root in explorers(page, CUT):
+        low, high = bounds(root)
+        root.locator(RANK).evaluate(SET, (low + high) // 4)
+        ranks = [rank_after(root, (low + high) // 4)]
+        for dx in (60, 60, -90):
+            assert changes(root, lambda root=root, dx=dx: drag(root.locator(CUT), dx)), label(root)
+            ranks.append(rank(root))
+        assert ranks[0] < ranks[1] < ranks[2], f"{label(root)} : {ranks}"
+        assert ranks[0] < ranks[3] < ranks[2], f"{label(root)} : {ranks}"
+        assert root.locator(RANK).input_value() == str(ranks[3]), "le curseur n'a pas suivi la coupure"
+
+
+@explored
+@pytest.mark.parametrize("handle", [RANK, CUT], ids=["curseur", "coupure"])
+def test_keys_move_the_rank(opened, page_name, handle):
+    page = opened(page_name)
+    assert explorers(page, RANK), "aucun explorateur de rang sur cette page"
+    for root in explorers(page, handle):
+        low, high = bounds(root)
+        start = min(low + 12, high - 1)
+        root.locator(RANK).evaluate(SET, start)
+        assert rank_after(root, start) == start
+        control = root.locator(handle)
+        for key, expected in [
+            ("ArrowRight", start + 1),
+            ("ArrowUp", start + 2),
+            ("ArrowLeft", start + 1),
+            ("ArrowDown", start),
+            ("PageUp", min(start + 10, high)),
+            ("PageDown", max(min(start + 10, high) - 10, low)),
+            ("End", high),
+            ("ArrowRight", high),
+            ("Home", low),
+            ("ArrowLeft", low),
+        ]:
+            control.press(key)
+            assert rank_after(root, expected) == expected, f"{label(root)} : {key}"
+
+
+@explored
+def test_new_verdict_is_announced(opened, page_name):
+    page = opened(page_name)
+    for root in explorers(page, RANK):
+        live = root.locator('[aria-live="polite"]')
+        assert live.count() == 1, label(root)
+        for value in bounds(root):  # l'un des deux, au moins, n'est pas le rang de départ
+            before, moved = live.text_content(), rank(root) != value
+            root.locator(RANK).evaluate(SET, value)
+            if moved:
+                changed = "(root, before) => root.querySelector('[aria-live]').textContent !== before"
+                assert waits(root, changed, before), f"{label(root)}, rang {value} : « {before} » est resté"
+
+
+@explored
+def test_colours_follow_the_switch_not_the_system(opened, page_name):
+    """Le lecteur choisit clair ou sombre ; le système peut préférer l'inverse, et ne doit alors rien changer."""
+    page = opened(page_name)
+    seen = {}
+    for theme, system in itertools.product(("light", "dark"), repeat=2):
+        page.emulate_media(color_scheme=system)
+        wear(page, theme)
+        seen[theme, system] = [root.evaluate(COLOURS) for root in explorers(page)]
+    page.emulate_media(color_scheme="light")
+    wear(page, "light")
+    assert seen["light", "light"] == seen["light", "dark"]
+    assert seen["dark", "dark"] == seen["dark", "light"]
+    for light, dark in zip(seen["light", "light"], seen["dark", "dark"], strict=True):
+        assert light[0] != dark[0], "les couleurs de l'explorateur ne changent pas avec le thème"
+
+
+def test_choice_of_theme_is_kept(contexts, site):
+    """Un clic sur le bouton du thème suffit, et vaut pour les pages suivantes, dès leur premier affichage."""
+    page = contexts("light").new_page()
+    for name in PAGES[:2]:
+        page.goto(f"{site}/{name}.html")
+        settle(page)
+        switch = page.locator(".theme-switch-button:visible").first
+        for _ in range(3):  # clair, sombre, comme le système : l'ordre est celui du thème
+            if page.evaluate("document.documentElement.dataset.mode") == "dark":
+                break
+            assert name == PAGES[0], "le choix n'est pas gardé"
+            switch.click()
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.evaluate("localStorage.clear()")
+    page.close()
+
+
+# --- « Voir le code » -------------------------------------------------------------------------------------------------
+
+EXPECTED = re.compile(r"#\s*→\s?(.*?)\s*$", re.MULTILINE)
+DECIMAL = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
+
+
+def promised(snippet):
+    """Les lignes que l'extrait dit imprimer."""
+    return EXPECTED.findall(snippet)
+
+
+def printed(snippet):
+    """Les lignes que l'extrait imprime, exécuté seul."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(snippet, "extrait", "exec"), {"__name__": "__main__"})
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+def agree(one, other):
+    """Les mêmes mots et les mêmes nombres, à une unité près de la dernière décimale écrite.
+
+    Le navigateur et PyTorch s'accordent à 1e-5 près : l'arrondi peut tomber de part et d'autre.
+    """
+    if DECIMAL.sub("0", one) != DECIMAL.sub("0", other):
+        return False
+    for a, b in zip(DECIMAL.findall(one), DECIMAL.findall(other), strict=True):
+        mantissa, _, exponent = a.partition("e")
+        unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
+        if abs(float(a) - float(b)) > 1.001 * unit:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("0.954", "0.954", True),
+        ("0.954", "0.955", True),
+        ("0.954", "0.956", False),
+        ("rang 12", "rang 13", False),
+        ("1.20e-03", "1.21e-03", True),
+        ("1.20e-03", "1.20e-02", False),
+        ("gauss 0.5", "value 0.5", False),
+    ],
+)
+def test_numbers_that_agree(one, other, same):
+    assert agree(one, other) is same
+
+
+def randomize(root, rng):
+    """Met chaque réglage de l'explorateur dans un état tiré au hasard."""
+    for select in root.locator("select").all():
+        select.select_option(index=int(rng.integers(select.locator("option").count())))
+    root.page.evaluate(TWO_FRAMES)  # le plus grand rang dépend de la matrice
+    for slider in root.locator('input[type="range"]').all():
+        low, high, step = slider.evaluate("i => [Number(i.min), Number(i.max), Number(i.step) || 1]")
+        slider.evaluate(SET, low + step * int(rng.integers(int((high - low) / step) + 1)))
+    root.page.evaluate(TWO_FRAMES)
+
+
+@explored
+def test_code_prints_what_it_says(opened, page_name, rng):
+    """Trois états au hasard par explorateur : l'extrait montré, exécuté, imprime ce qu'il annonce."""
+    page = opened(page_name)
+    page.evaluate(UNFOLD)
+    snippets = []
+    for root in explorers(page, CODE):
+        for _ in range(3 if root.locator("input, select").count() else 1):
+            randomize(root, rng)
+            snippets.append(root.locator(f"{CODE} pre code").text_content())
+    assert snippets
+    for snippet in snippets:
+        said, got = promised(snippet), printed(snippet)
+        assert said, f"l'extrait n'annonce rien :\n{snippet}"
+        assert len(said) == len(got), f"{snippet}\nimprime {got}"
+        assert all(map(agree, said, got)), f"{snippet}\nimprime {got}"
+
+
+@explored
+def test_code_can_be_copied(opened, page_name):
+    page = opened(page_name)
+    page.evaluate(UNFOLD)
+    for root in explorers(page, CODE):
+        page.evaluate("navigator.clipboard.writeText('')")
+        root.locator(f"{CODE} button").first.click()
+        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''", timeout=2000)
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert copied.strip() == root.locator(f"{CODE} pre code").text_content().strip()
+
+
+# --- les pages abîmées ------------------------------------------------------------------------------------------------
+
+
+def scripts(kind):
+    return re.compile(rf'(<script[^>]*type="{re.escape(kind)}"[^>]*>)(.*?)(</script>)', re.DOTALL)
+
+
+def rewrite(html, kind, change):
+    """La page, le contenu de ses scripts d'un type passé par `change` ; elle ne doit pas rester la même."""
+    altered = scripts(kind).sub(lambda match: match[1] + change(match[2]) + match[3], html)
+    assert altered != html, "cette page n'est pas abîmée"
+    return altered
+
+
+def without_state(html):
+    return scripts(STATE).sub("", html)
+
+
+def with_another_version(html):
+    return rewrite(html, STATE, lambda text: re.sub(r'"version_major":\s*\d+', '"version_major": 99', text))
+
+
+def with_another_module(html):
+    return rewrite(html, STATE, lambda text: re.sub(r'"model_module":\s*"[^"]*"', '"model_module": "autre"', text))
+
+
+def with_truncated_state(html):
+    return rewrite(html, STATE, lambda text: text[: len(text) // 2])
+
+
+def with_truncated_view(html):
+    return rewrite(html, VIEW, lambda text: text[: len(text) // 2])
+
+
+def with_unknown_model(html):
+    return rewrite(html, VIEW, lambda text: re.sub(r'"model_id":\s*"[^"]*"', '"model_id": "inconnu"', text))
+
+
+def with_broken_code(html):
+    def spoil(text):
+        state = json.loads(text)
+        for model in state["state"].values():
+            if "_esm" in model["state"]:
+                model["state"]["_esm"] = "export default {"
+        return json.dumps(state).replace("</", r"<\/")
+
+    return rewrite(html, STATE, spoil)
+
+
+ALTERATIONS = [
+    without_state,
+    with_another_version,
+    with_another_module,
+    with_truncated_state,
+    with_truncated_view,
+    with_unknown_model,
+    with_broken_code,
+]
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS)
+@pytest.mark.parametrize("page_name", EXPLORED[:1])
+def test_altered_page_says_what_is_missing(contexts, site, book, page_name, alter):
+    """Un explorateur qui ne peut pas se dessiner laisse une phrase, pas un trou, et le reste de la page vit."""
+    path = book / f"{page_name}.html"
+    page = contexts("light").new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    altered = alter(path.read_text(encoding="utf-8"))
+    page.route(f"{site}/{page_name}.html", lambda route: route.fulfill(body=altered, content_type="text/html"))
+    page.goto(f"{site}/{page_name}.html")
+    settle(page, views(path))
+    texts = page.locator(".lrq-absent").all_inner_texts()
+    page.close()
+    assert errors == []
+    assert len(texts) == views(path)
+    for text in texts:
+        assert len(text.split()) > 4, text
+        assert text.strip().endswith((".", "…")), text
+        assert re.search(r"\b(figure|explorateur|contrôle|carnet)\b", text, re.IGNORECASE), text
+
+
+# --- des figures hors du livre ----------------------------------------------------------------------------------------
+
+HOST = ROOT / "book" / "_static" / "figures" / "host.js"
+
+
+@pytest.fixture
+def mounted(contexts, tmp_path):
+    """Monte des widgets dans une page nue, le premier modèle passé par `alter` ; rend la page, et son bruit."""
+
+    def mount(widgets, alter=lambda model: None):
+        data = embed_data(widgets, drop_defaults=False)
+        shown = "".join(f'<script type="{VIEW}">{json.dumps(spec)}</script>' for spec in data["view_specs"])
+        alter(data["manager_state"]["state"][data["view_specs"][0]["model_id"]])
+        state = json.dumps(data["manager_state"]).replace("</", r"<\/")
+        script = f"<script>{HOST.read_text(encoding='utf-8')}</script>"
+        path = tmp_path / "page.html"
+        head = '<!doctype html><html lang="fr"><meta charset="utf-8"><title>Essai</title><body>'
+        path.write_text(f'{head}{shown}<script type="{STATE}">{state}</script>{script}', encoding="utf-8")
+        page = contexts("file").new_page()
+        noise = listen(page, tmp_path.as_uri())
+        page.goto(path.as_uri())
+        page.wait_for_function(MOUNTED, arg=len(widgets), timeout=10_000)
+        return page, noise
+
+    return mount
+
+
+def test_degenerate_matrices_are_drawn(mounted, rng):
+    """Nulle, constante, d'un seul nombre, d'unité extravagante : la figure se dessine, finie à tous les rangs."""
+    W = torch.tensor(rng.standard_normal((7, 5)))
+    cases = [torch.zeros(3, 4), torch.ones(4, 3), torch.ones(1, 1), torch.ones(1, 9), W * 1e-300, W * 1e300]
+    page, noise = mounted([explorer(case, rank=1) for case in cases for explorer in (SpectrumExplorer, PhotoExplorer)])
+    assert page.locator(".lrq-explorer[data-ready]").count() == 2 * len(cases)
+    for root in explorers(page):
+        for value in bounds(root):
+            root.locator(RANK).evaluate(SET, value)
+            page.evaluate(TWO_FRAMES)
+            assert not re.search(r"NaN|Infinity|undefined|∞", root.evaluate(SHOWN)), label(root)
+    page.close()
+    assert noise == []
+
+
+def test_a_damaged_figure_leaves_the_others(mounted, randn):
+    """Des données écourtées ne dessinent pas un spectre faux : la phrase, et les autres figures vivent."""
+
+    def cut(model):
+        for buffer in model["buffers"]:
+            buffer["data"] = buffer["data"][: len(buffer["data"]) // 8 * 4]  # la moitié, et encore du base64
+
+    def spoil(model):
+        model["buffers"][0]["data"] = "!"
+
+    for alter in (cut, spoil):
+        page, _ = mounted([SpectrumExplorer(randn(8, 8)), SpectrumExplorer(randn(8, 8))], alter)
+        assert page.locator(".lrq-absent").count() == 1
+        assert page.locator(".lrq-explorer[data-ready]").count() == 1
+        page.close()
+
+
+def test_linked_figures_share_the_smaller_limit(mounted, randn):
+    small, large = SpectrumExplorer(randn(6, 6), rank=2), SpectrumExplorer(randn(20, 20), rank=2)
+    _link = ipywidgets.jslink((small, "rank"), (large, "rank"))
+    page, noise = mounted([small, large])
+    roots = page.locator(".lrq-explorer").all()
+    roots[1].locator(RANK).evaluate(SET, 4)
+    assert [rank_after(root, 4) for root in roots] == [4, 4]
+    roots[1].locator(RANK).evaluate(SET, 15)
+    assert [rank_after(root, 6) for root in roots] == [6, 6]
+    page.close()
+    assert noise == []
+
+
+@explored
+def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
+    """Un doigt posé sur une figure pour faire défiler la page ne déplace pas la coupe ; glissé de côté, il la tire."""
+    page = opened(page_name, "phone")
+    wire = page.context.new_cdp_session(page)
+
+    def swipe(x, y, dx, dy):
+        wire.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for part in (0.1, 0.4, 0.7, 1):
+            point = {"x": x + dx * part, "y": y + dy * part}
+            wire.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [point]})
+        wire.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.evaluate(AT_REST)
+
+    def middle(target):
+        target.evaluate("part => part.scrollIntoView({block: 'center', behavior: 'instant'})")
+        page.evaluate(AT_REST)
+        box = target.bounding_box()
+        return box["x"], box["width"], box["y"] + box["height"] / 2
+
+    for root in explorers(page, RANK):
+        low, high = bounds(root)
+        start = (low + high) // 4
+
+        def reset(root=root, start=start):
+            root.locator(RANK).evaluate(SET, start)
+            assert rank_after(root, start) == start
+
+        for place in [".lrq-plot", RANK]:
+            for target in root.locator(place).all():
+                reset()
+                x, width, y = middle(target)
+                swipe(x + 0.8 * width, y, 3, -150)
+                assert rank(root) == start, f"{label(root)}, {place}"
+        for target in root.locator(".lrq-plot").all():
+            reset()
+            x, width, y = middle(target)
+            swipe(x + 0.4 * width, y, 60, 0)
+            assert waits(root, "(root, start) => Number(root.dataset.rank) > start", start), label(root)
+
+
+def test_states_are_light(book):
+    for name in EXPLORED:
+        soup = BeautifulSoup((book / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+        models = json.loads(soup.find("script", type=STATE).string)["state"].values()
+        assert max(len(json.dumps(model)) for model in models) <= 150_000, name
+
+
+# --- le certificat ----------------------------------------------------------------------------------------------------
+
+
+def test_browser_computes_what_pytorch_computes(opened):
+    page = opened("notebooks/figures")
+    gaps = [float(root.get_attribute("data-gap")) for root in page.locator('[data-explorer="certificate"]').all()]
+    assert gaps
+    assert 0 <= max(gaps) <= 1e-5
