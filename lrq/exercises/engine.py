@@ -328,13 +328,15 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
                 failed.setdefault(item.text, f"sur {case.label} : {item.why}")
         if isinstance(result, TooLong):
             break  # les autres instances prendraient aussi tout leur temps
-    if not failed:
+    overall = [] if failed else list(exercise.across(cases, results))
+    if not isinstance(results[0], BaseException):
         again, _ = attempt(function, cases[0])
-        repeated = Property("deux appels identiques rendent la même chose", same(again, results[0]), f"reçu {again!r}")
-        for item in [repeated, *exercise.across(cases, results)]:
-            judged[item.text] = len(cases)
-            if not item.holds:
-                failed[item.text] = item.why
+        text = "deux appels identiques rendent la même chose"
+        overall.insert(0, Property(text, same(again, results[0]), f"reçu {again!r}"))
+    for item in overall:
+        judged[item.text] = len(cases)
+        if not item.holds:
+            failed[item.text] = item.why
     if not failed:
         return report("réussi", [("•", f"{len(cases)} instances neuves essayées"), *(("✓", text) for text in judged)])
     lines = [("•", f"{len(results)} instance(s) tirée(s) au hasard ; la première : {cases[0].label}")]
