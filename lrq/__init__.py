@@ -16,6 +16,14 @@ from .layers import (
     replace_linears,
 )
 from .quantizers import dequantize, pack_bits, quantize_symmetric, unpack_bits
+from .randomized import (
+    ApproximateSVD,
+    adaptive_svd,
+    approximate_svd_large,
+    efficient_truncated_svd,
+    halko_bound,
+    low_rank_error,
+)
 from .spectrum import (
     LowRankAnalysis,
     break_even_rank,
@@ -34,21 +42,27 @@ from .svd import balanced_factors, singular_values, truncated_svd
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApproximateSVD",
     "FactorizedLinear",
     "LoRALayer",
     "LowRankAnalysis",
     "MultiStageFactorizedLinear",
     "QuantizedLowRankLayer",
     "SVDCompressedLinear",
+    "adaptive_svd",
+    "approximate_svd_large",
     "balanced_factors",
     "break_even_rank",
     "compare_factorized_vs_standard",
     "cumulative_energy",
     "dequantize",
+    "efficient_truncated_svd",
     "energy_analysis",
     "entropy_rank",
     "find_optimal_rank",
+    "halko_bound",
     "linear_names",
+    "low_rank_error",
     "marchenko_pastur_edge",
     "pack_bits",
     "quantize_symmetric",

@@ -41,12 +41,17 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
         raise ValueError(f"{name} : reçu une matrice vide {tuple(tensor.shape)}, attendu m ≥ 1 et n ≥ 1.")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float32)
-    if not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(
             f"{name} : {bad} élément(s) sur {tensor.numel()} sont NaN ou infinis, attendu des nombres finis."
         )
     return tensor
+
+
+def is_finite(t: Tensor) -> bool:
+    """Vrai si tout est fini ; les extrêmes le disent sans copier `t`, même énorme (NaN les contamine)."""
+    return t.numel() == 0 or all(math.isfinite(extreme) for extreme in t.aminmax())
 
 
 def check_tensor(t: Any, name: str) -> Tensor:
@@ -160,6 +165,19 @@ def check_finite_number(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} : reçu {value!r}, attendu un nombre fini.")
     return number
+
+
+def check_choice(value: Any, name: str, known: Sequence[str]) -> str:
+    """Rend `value` s'il est l'un des noms connus, que le refus énumère.
+
+    Raises
+    ------
+    ValueError
+        Sinon.
+    """
+    if value not in known:
+        raise ValueError(f"{name} : reçu {value!r}, attendu {' ou '.join(map(repr, known))}.")
+    return str(value)
 
 
 def check_bits(n_bits: Any, name: str = "n_bits") -> int:

@@ -17,15 +17,19 @@ LEVELS = {
     "validation": 0,
     "svd": 1,
     "spectrum": 2,
-    "quantizers": 3,
-    "layers": 4,
-    "models": 5,
-    "display": 5,
-    "plots": 5,
-    "exercises": 6,
-    "widgets": 6,
-    "data": 6,
-    "": 7,  # lrq/__init__.py voit tout, et personne ne le voit
+    "randomized": 3,
+    "activation": 3,
+    "allocation": 3,
+    "packing": 3,
+    "quantizers": 4,
+    "layers": 5,
+    "models": 6,
+    "display": 6,
+    "plots": 6,
+    "exercises": 7,
+    "widgets": 7,
+    "data": 7,
+    "": 8,  # lrq/__init__.py voit tout, et personne ne le voit
 }
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name.removesuffix("__init__").rstrip("."): path for name, path in MODULES.items()}
