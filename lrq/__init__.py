@@ -5,17 +5,33 @@ exercices) vit dans ``lrq.models``, ``lrq.plots``, ``lrq.display``, ``lrq.widget
 demande.
 """
 
+from .activation import Calibration, activation_aware_svd, calibrate
+from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
 from .layers import (
+    CompactSVDLinear,
     FactorizedLinear,
+    FakeQuantizeModule,
+    LearnedStepQuantize,
     LoRALayer,
     MultiStageFactorizedLinear,
     QuantizedLowRankLayer,
     SVDCompressedLinear,
+    SVDConv2d,
+    TruncatedSVDLinear,
     compare_factorized_vs_standard,
     linear_names,
     replace_linears,
 )
-from .quantizers import dequantize, pack_bits, quantize_symmetric, unpack_bits
+from .packing import pack_bits, unpack_bits
+from .quantizers import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    QuantizedTensor,
+    UniformQuantizer,
+    dequantize,
+    quantize_symmetric,
+)
 from .randomized import (
     ApproximateSVD,
     adaptive_svd,
@@ -26,6 +42,7 @@ from .randomized import (
 )
 from .spectrum import (
     LowRankAnalysis,
+    analyze_svd_approximation_error,
     break_even_rank,
     cumulative_energy,
     energy_analysis,
@@ -43,16 +60,31 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ApproximateSVD",
+    "Calibration",
+    "CompactSVDLinear",
     "FactorizedLinear",
+    "FakeQuantizeModule",
+    "LearnedStepQuantize",
     "LoRALayer",
     "LowRankAnalysis",
     "MultiStageFactorizedLinear",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
     "QuantizedLowRankLayer",
+    "QuantizedTensor",
     "SVDCompressedLinear",
+    "SVDConv2d",
+    "TruncatedSVDLinear",
+    "UniformQuantizer",
+    "activation_aware_svd",
     "adaptive_svd",
+    "allocate_ranks",
+    "analyze_svd_approximation_error",
     "approximate_svd_large",
     "balanced_factors",
     "break_even_rank",
+    "calibrate",
     "compare_factorized_vs_standard",
     "cumulative_energy",
     "dequantize",
@@ -60,10 +92,12 @@ __all__ = [
     "energy_analysis",
     "entropy_rank",
     "find_optimal_rank",
+    "gavish_donoho_rank",
     "halko_bound",
     "linear_names",
     "low_rank_error",
     "marchenko_pastur_edge",
+    "marchenko_pastur_rank",
     "pack_bits",
     "quantize_symmetric",
     "rank_for_energy",

@@ -1,9 +1,358 @@
-"""Quantification symétrique et rangement serré des codes : des nombres réels vers 1 à 8 bits, et retour."""
+"""Quantification uniforme : des nombres réels vers une grille de 2^b niveaux, par une échelle et un point zéro.
+
+code = arrondi(t / échelle) + point zéro, borné à la grille ; en retour, t̂ = (code − point zéro) · échelle.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .validation import check_bits, check_integer, check_tensor
+from .packing import pack_bits, unpack_bits
+from .svd import working_dtype
+from .validation import check_bits, check_choice, check_integer, check_percentile, check_tensor, is_finite
+
+CLIPPINGS = ("min_max", "percentile", "mse")
+
+
+# --- qui partage une échelle ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Comment un tenseur se découpe en blocs dont chacun a son échelle ; ses sous-classes le disent."""
+
+    def blocks(self, t: Tensor) -> Tensor:
+        """Les éléments de `t`, un bloc par ligne : (blocs, éléments)."""
+        raise NotImplementedError
+
+    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Une valeur par bloc, (blocs,), rangée dans la forme des échelles d'un tenseur de forme `shape`."""
+        raise NotImplementedError
+
+    def spread(self, scale: Tensor) -> Tensor:
+        """Les échelles, prêtes à multiplier le tenseur."""
+        return scale
+
+
+@dataclass(frozen=True)
+class PerTensor(Granularity):
+    """Une échelle pour tout le tenseur, de forme ()."""
+
+    def blocks(self, t: Tensor) -> Tensor:
+        return t.reshape(1, -1)
+
+    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
+        return values.view(())
+
+
+@dataclass(frozen=True)
+class PerChannel(Granularity):
+    """Une échelle par indice de la dimension `dim` : par ligne si `dim` = 0. Forme (1, …, C, …, 1)."""
+
+    dim: int = 0
+
+    def axis(self, ndim: int) -> int:
+        """La dimension, comptée depuis le début."""
+        return check_integer(self.dim, "dim", -ndim, ndim - 1) % ndim
+
+    def blocks(self, t: Tensor) -> Tensor:
+        axis = self.axis(t.ndim)
+        return t.movedim(axis, 0).reshape(t.shape[axis], -1)
+
+    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
+        sizes = [1] * len(shape)
+        sizes[self.axis(len(shape))] = -1
+        return values.view(sizes)
+
+
+@dataclass(frozen=True)
+class PerGroup(Granularity):
+    """Une échelle par groupe de `size` voisins de la dernière dimension. Forme (…, n / size)."""
+
+    size: int = 32
+
+    def blocks(self, t: Tensor) -> Tensor:
+        size = check_integer(self.size, "size")
+        if t.ndim == 0 or t.shape[-1] % size:
+            raise ValueError(
+                f"size : reçu {size}, attendu un diviseur de la dernière dimension d'un tenseur {tuple(t.shape)}."
+            )
+        return t.reshape(-1, size)
+
+    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
+        return values.view(*shape[:-1], shape[-1] // self.size)
+
+    def spread(self, scale: Tensor) -> Tensor:
+        return scale.repeat_interleave(self.size, -1)
+
+
+# --- le quantificateur ------------------------------------------------------------------------------------------------
+
+
+def straight_through(value: Tensor, x: Tensor) -> Tensor:
+    """Vaut exactement `value`, et laisse passer le gradient comme si c'était `x` (Bengio et al., 2013)."""
+    return value.detach() + (x - x.detach())
+
+
+class UniformQuantizer:
+    """Quantificateur uniforme : une grille de 2^b niveaux régulièrement espacés.
+
+    Symétrique, la grille est centrée sur zéro et le point zéro est nul : −q … q avec q = 2^(b−1) − 1, ou 0 … 2^b − 1
+    si elle n'est pas signée (les négatifs y tombent à zéro). Asymétrique, elle couvre [min, max], étendu à zéro, qui
+    reste toujours exact. À 1 bit symétrique, deux niveaux, ±Δ, avec Δ = moyenne de abs(t), qui minimise l'erreur
+    quadratique.
+
+    Parameters
+    ----------
+    n_bits : int, entre 1 et 8
+    symmetric, signed : bool
+    granularity : PerTensor, PerChannel ou PerGroup
+        Qui partage une échelle ; tout le tenseur par défaut.
+    clipping : "min_max", "percentile" ou "mse"
+        Où s'arrête la grille : aux extrêmes ; aux centiles ; ou là où l'erreur quadratique est la plus petite parmi
+        cent réductions régulières des extrêmes.
+    percentile : float, dans ]0, 100]
+        Part centrale des valeurs, en %, que garde ``clipping="percentile"`` (de leurs valeurs absolues si la grille
+        est symétrique et signée).
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n_bits` hors de 1 … 8, écrêtage inconnu (le message énumère les noms), `percentile` hors de ]0, 100].
+    """
+
+    def __init__(
+        self,
+        n_bits: int = 8,
+        symmetric: bool = True,
+        signed: bool = True,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        percentile: float = 99.9,
+    ):
+        self.n_bits = check_bits(n_bits)
+        self.symmetric, self.signed = bool(symmetric), bool(signed)
+        self.granularity = granularity or PerTensor()
+        self.clipping = check_choice(clipping, "clipping", CLIPPINGS)
+        self.percentile = check_percentile(percentile, "percentile")
+        self.binary = self.symmetric and self.signed and self.n_bits == 1
+        half = 2 ** (self.n_bits - 1)
+        self.low = (1 - half if self.symmetric else -half) if self.signed else 0  # les codes extrêmes
+        self.high = half - 1 if self.signed else 2 * half - 1
+
+    @torch.no_grad()
+    def compute_scale_zero_point(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """L'échelle et le point zéro de chaque bloc de `t`.
+
+        Parameters
+        ----------
+        t : Tensor
+
+        Returns
+        -------
+        scale : Tensor, float32 (float64 si t l'est), forme des échelles
+            Nulle pour un bloc nul, qui reste nul.
+        zero_point : Tensor, int32, même forme
+
+        Raises
+        ------
+        TypeError
+            `t` n'est pas un tenseur de nombres réels.
+        ValueError
+            `t` est vide ou non fini, ou ne se découpe pas ainsi.
+        """
+        x = check_values(t)
+        blocks = self.granularity.blocks(x)
+        if self.binary:
+            scale, zero_point = blocks.abs().mean(1), torch.zeros(len(blocks), device=x.device)
+        else:
+            scale, zero_point = self._fit(blocks)
+        return self.granularity.arrange(scale, x.shape), self.granularity.arrange(zero_point.int(), x.shape)
+
+    def _fit(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Échelle et point zéro de chaque ligne, (blocs,) et (blocs,), selon l'écrêtage."""
+        low, high = self._bounds(blocks)
+        best = self._grid(low, high)
+        if self.clipping == "mse":
+            least = torch.full_like(low, torch.inf)
+            for share in torch.linspace(0.01, 1, 100):
+                scale, zero_point = self._grid(low * share, high * share)
+                codes = self._codes(blocks, scale[:, None], zero_point[:, None])
+                error = ((codes - zero_point[:, None]) * scale[:, None] - blocks).square().sum(1)
+                better = error <= least  # à égalité, la grille la plus large
+                best = torch.where(better, scale, best[0]), torch.where(better, zero_point, best[1])
+                least = torch.where(better, error, least)
+        return best
+
+    def _bounds(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Ce que la grille de chaque ligne doit couvrir : (blocs,) et (blocs,), zéro compris."""
+        centred = self.symmetric and self.signed
+        values = blocks.abs() if centred else blocks
+        if self.clipping == "percentile":
+            tail = (100 - self.percentile) / 100
+            ordered = values.sort(1).values
+            low = quantile(ordered, 0 if centred else tail / 2)
+            high = quantile(ordered, 1 - (tail if centred else tail / 2))
+        else:
+            low, high = values.aminmax(dim=1)
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        return (-high if centred else torch.zeros_like(low) if self.symmetric else low), high
+
+    def _grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """La grille qui va de `low` à `high`."""
+        steps = self.high - self.low
+        scale = high / steps - low / steps  # dans cet ordre, rien ne déborde
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        return scale, (self.low - low / divisor(scale)).round().clamp(self.low, self.high)
+
+    def _codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Les codes, en flottants ; le gradient passe là où la grille n'écrête pas."""
+        v = x * divisor(scale).reciprocal()  # comme torch.fake_quantize_* : multiplier par l'inverse, au bit près
+        if self.binary:
+            return straight_through(torch.where(x < 0, -1.0, 1.0).to(v.dtype), v.clamp(-1, 1))
+        return (straight_through(v.round(), v) + zero_point).clamp(self.low, self.high)
+
+    def fake_quantize(self, t: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Quantifie et déquantifie, en flottants ; dérivable par rapport à `t` et à `scale`.
+
+        Le gradient en `t` passe tel quel là où `t` tombe dans la grille, et s'annule où elle l'écrête ; celui en
+        `scale` est alors celui de LSQ.
+        """
+        scale, zero_point = self.granularity.spread(scale), self.granularity.spread(zero_point)
+        return (self._codes(t, scale, zero_point) - zero_point) * scale
+
+    @torch.no_grad()
+    def quantize(self, t: Tensor, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Tensor:
+        """Les codes de `t`.
+
+        Parameters
+        ----------
+        t : Tensor
+        scale, zero_point : Tensor, optionnels
+            Par défaut, ceux que :meth:`compute_scale_zero_point` tire de `t` ; une échelle seule a un point zéro nul.
+
+        Returns
+        -------
+        Tensor, forme de t, int8 (uint8 si les codes ne sont pas signés)
+        """
+        x = check_values(t)
+        if scale is None:
+            scale, zero_point = self.compute_scale_zero_point(t)
+        zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
+        codes = self._codes(x, self.granularity.spread(scale), self.granularity.spread(zero_point))
+        return codes.to(torch.int8 if self.signed else torch.uint8)
+
+    def dequantize(self, q: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
+        """Les nombres réels que les codes représentent : (q − point zéro) · échelle.
+
+        Parameters
+        ----------
+        q : Tensor de codes
+        scale, zero_point : Tensor
+            Ceux de :meth:`compute_scale_zero_point` ; sans point zéro, zéro.
+
+        Returns
+        -------
+        Tensor, forme de q
+        """
+        scale = self.granularity.spread(check_tensor(scale, "scale"))
+        codes = check_tensor(q, "q").to(scale.dtype)
+        return (codes if zero_point is None else codes - self.granularity.spread(zero_point)) * scale
+
+    def quantize_dequantize(self, t: Tensor) -> Tensor:
+        """`t` arrondi à la grille : ce qu'il en reste, dans son dtype."""
+        scale, zero_point = self.compute_scale_zero_point(t)
+        return self.dequantize(self.quantize(t, scale, zero_point), scale, zero_point).to(t.dtype)
+
+    def quantization_error(self, t: Tensor) -> float:
+        """Erreur relative ‖t − t̂‖/‖t‖ (Frobenius) ; 0 pour un tenseur nul."""
+        error = (self.quantize_dequantize(t).double() - t.detach().double()).norm()
+        return float(error / t.detach().double().norm()) if error > 0 else 0.0
+
+    def compress(self, t: Tensor) -> "QuantizedTensor":
+        """`t` tel qu'on le garde : codes serrés, échelles et, si la grille est asymétrique, points zéro.
+
+        Parameters
+        ----------
+        t : Tensor
+
+        Returns
+        -------
+        QuantizedTensor
+        """
+        scale, zero_point = self.compute_scale_zero_point(t)
+        codes = self.quantize(t, scale, zero_point)
+        packed = pack_bits(codes if self.symmetric else codes.short() - self.low, self.n_bits, self._packed_signed)
+        kept = None if self.symmetric else zero_point.to(codes.dtype)  # un point zéro est un code : un octet
+        return QuantizedTensor(self, packed, scale, kept, t.shape, t.dtype)
+
+    @property
+    def _packed_signed(self) -> bool:
+        return self.symmetric and self.signed
+
+    def __repr__(self) -> str:
+        kind = f"{'symmetric' if self.symmetric else 'asymmetric'}, {'signed' if self.signed else 'unsigned'}"
+        return f"UniformQuantizer(n_bits={self.n_bits}, {kind}, {self.granularity}, clipping={self.clipping!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Un tenseur quantifié, tel qu'il occupe la mémoire.
+
+    Attributes
+    ----------
+    quantizer : UniformQuantizer
+    packed : Tensor, (⌈numel · b / 8⌉,), uint8
+    scale : Tensor, float32 ou float64
+    zero_point : Tensor d'octets, ou None si la grille est symétrique
+    shape : torch.Size
+    dtype : torch.dtype
+    """
+
+    quantizer: UniformQuantizer
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def dequantize(self) -> Tensor:
+        """Le tenseur arrondi à la grille, de forme `shape`."""
+        quantizer = self.quantizer
+        codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer._packed_signed)
+        if not quantizer.symmetric:
+            codes = codes.short() + quantizer.low
+        return quantizer.dequantize(codes, self.scale, self.zero_point).to(self.dtype)
+
+    def nbytes(self) -> int:
+        """Octets occupés : codes, échelles et points zéro."""
+        kept = (self.packed, self.scale, self.zero_point)
+        return sum(t.nbytes for t in kept if t is not None)
+
+
+def check_values(t: Tensor) -> Tensor:
+    """Rend `t` en float32 (ou float64), après avoir exigé un tenseur réel, non vide et fini."""
+    if check_tensor(t, "t").numel() == 0 or not is_finite(t):
+        raise ValueError(f"t : reçu un tenseur {tuple(t.shape)} vide ou non fini, attendu des nombres finis.")
+    return t.detach().to(working_dtype(t))
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """L'échelle, ou 1 là où elle est nulle ou si petite que son inverse déborderait : ce qu'elle divise devient 0."""
+    return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1)
+
+
+def quantile(ordered: Tensor, share: float) -> Tensor:
+    """Quantile de chaque ligne triée, par interpolation linéaire ; torch.quantile refuse les grands tenseurs."""
+    position = share * (ordered.shape[1] - 1)
+    below = min(int(position), ordered.shape[1] - 1)
+    above = min(below + 1, ordered.shape[1] - 1)
+    return torch.lerp(ordered[:, below], ordered[:, above], position - below)
+
+
+# --- la grille symétrique, en deux fonctions --------------------------------------------------------------------------
 
 
 def quantize_symmetric(t: Tensor, n_bits: int = 8, dim: int | None = None) -> tuple[Tensor, Tensor]:
@@ -31,85 +380,11 @@ def quantize_symmetric(t: Tensor, n_bits: int = 8, dim: int | None = None) -> tu
     ValueError
         `n_bits` hors de 1 … 8, `dim` hors du tenseur, tenseur vide ou non fini.
     """
-    n_bits = check_bits(n_bits)
-    if check_tensor(t, "t").numel() == 0 or not torch.isfinite(t).all():
-        raise ValueError(f"t : reçu un tenseur {tuple(t.shape)} vide ou non fini, attendu des nombres finis.")
-    x = t.detach().to(torch.float64 if t.dtype == torch.float64 else torch.float32)
-    axis = None if dim is None else check_integer(dim, "dim", -x.ndim, x.ndim - 1) % x.ndim
-    magnitude = x.abs().unsqueeze(-1)  # une dimension de plus : il en reste une à réduire quand t est un vecteur
-    others = [d for d in range(magnitude.ndim) if d != axis]
-    if n_bits == 1:
-        scale = magnitude.mean(others, keepdim=axis is not None).squeeze(-1)
-        return torch.where(x < 0, -1, 1).to(torch.int8), scale
-    q = 2 ** (n_bits - 1) - 1
-    scale = magnitude.amax(others, keepdim=axis is not None).squeeze(-1) / q
-    step = torch.where(scale > 0, scale, 1)  # un tenseur nul se divise par 1
-    return (x / step).round().clamp(-q, q).to(torch.int8), scale
+    quantizer = UniformQuantizer(n_bits, granularity=PerTensor() if dim is None else PerChannel(dim))
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    return quantizer.quantize(t, scale, zero_point), scale
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     """Rend les nombres réels que les codes représentent : codes × échelle."""
     return check_tensor(codes, "codes") * check_tensor(scale, "scale")
-
-
-def pack_bits(codes: Tensor, n_bits: int) -> Tensor:
-    """Range des codes signés de `n_bits` bits les uns contre les autres, huit bits par octet.
-
-    Parameters
-    ----------
-    codes : Tensor, int8, forme quelconque
-        Entre −2^(b−1) et 2^(b−1) − 1 ; à 1 bit, −1 et +1.
-    n_bits : int, entre 1 et 8
-
-    Returns
-    -------
-    Tensor, (⌈numel · b / 8⌉,), uint8
-
-    Raises
-    ------
-    TypeError
-        `codes` n'est pas un tenseur d'entiers.
-    ValueError
-        Un code ne tient pas sur `n_bits` bits.
-    """
-    n_bits = check_bits(n_bits)
-    if check_tensor(codes, "codes").is_floating_point():
-        raise TypeError(f"codes : reçu des éléments {codes.dtype}, attendu des entiers.")
-    low, high = (-1, 1) if n_bits == 1 else (-(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1)
-    if codes.numel() and (codes.min() < low or codes.max() > high or (n_bits == 1 and (codes == 0).any())):
-        expected = "−1 ou +1" if n_bits == 1 else f"des entiers entre {low} et {high}"
-        raise ValueError(
-            f"codes : reçu des valeurs de {codes.min()} à {codes.max()}, attendu {expected} sur {n_bits} bit(s)."
-        )
-    unsigned = codes.flatten().to(torch.int16)
-    unsigned = (unsigned + 1) // 2 if n_bits == 1 else unsigned + 2 ** (n_bits - 1)  # 0 … 2^b − 1
-    bits = (unsigned[:, None] >> torch.arange(n_bits, device=codes.device)) & 1  # (numel, b), poids faible d'abord
-    stream = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8)).view(-1, 8)
-    return (stream << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...]) -> Tensor:
-    """Inverse de :func:`pack_bits`.
-
-    Parameters
-    ----------
-    packed : Tensor, (octets,), uint8
-    n_bits : int, entre 1 et 8
-    shape : tuple
-        Forme des codes à rendre.
-
-    Returns
-    -------
-    Tensor, `shape`, int8
-    """
-    n_bits = check_bits(n_bits)
-    if check_tensor(packed, "packed").dtype != torch.uint8:
-        raise TypeError(f"packed : reçu des éléments {packed.dtype}, attendu torch.uint8.")
-    numel = torch.Size(shape).numel()
-    if packed.numel() != -(-numel * n_bits // 8):
-        raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")
-    stream = (packed[:, None] >> torch.arange(8, device=packed.device)) & 1  # (octets, 8)
-    bits = stream.flatten()[: numel * n_bits].view(numel, n_bits).to(torch.int16)
-    unsigned = (bits << torch.arange(n_bits, device=packed.device)).sum(1)
-    codes = 2 * unsigned - 1 if n_bits == 1 else unsigned - 2 ** (n_bits - 1)
-    return codes.to(torch.int8).view(shape)

@@ -251,3 +251,25 @@ def energy_analysis(weight_matrix: Tensor, energy_threshold: float = 0.99, verbo
     if verbose:
         print(f"rang {rank} : {cumulative_energy(S)[rank - 1]:.2%} de l'énergie")
     return rank
+
+
+def analyze_svd_approximation_error(W: Tensor, max_rank: int | None = None) -> list[dict[str, float]]:
+    """Ce que perd et ce que garde la SVD tronquée, à chaque rang (section 11.2).
+
+    Parameters
+    ----------
+    W : Tensor, (m, n)
+    max_rank : int, optionnel
+        Le dernier rang analysé ; min(m, n) par défaut.
+
+    Returns
+    -------
+    list de dict
+        Un par rang : ``rank``, ``error`` (erreur relative de Frobenius, la racine de la somme des carrés des valeurs
+        singulières abandonnées, divisée par la norme de W) et ``energy`` (part de l'énergie gardée, 1 − error²).
+    """
+    S = singular_values(W)
+    m, n = W.shape
+    limit = min(m, n) if max_rank is None else check_rank(max_rank, m, n, "max_rank")
+    rows = zip(range(1, limit + 1), truncation_errors(S).tolist(), cumulative_energy(S).tolist(), strict=False)
+    return [{"rank": rank, "error": error, "energy": energy} for rank, error, energy in rows]

@@ -69,7 +69,24 @@ def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         Dans le dtype et sur l'appareil de W.
     """
     W = check_matrix(W)
-    U, S, Vh = truncated_svd(W.to(working_dtype(W)), rank)
+    U, V = share_singular_values(*truncated_svd(W.to(working_dtype(W)), rank))
+    return U.to(W.dtype), V.to(W.dtype)
+
+
+def share_singular_values(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor]:
+    """Donne √S à chacun : U diag(S) Vh = (U √S)(V √S)ᵀ, deux facteurs de même énergie.
+
+    Parameters
+    ----------
+    U : Tensor, (m, r)
+    S : Tensor, (r,)
+    Vh : Tensor, (r, n)
+
+    Returns
+    -------
+    U : Tensor, (m, r)
+    V : Tensor, (n, r)
+    """
     root = S.sqrt()
-    U, V = (U * root).to(W.dtype), (Vh.T * root).to(W.dtype)  # (m, r) * (r,), (n, r) * (r,)
+    U, V = U * root, Vh.T * root  # (m, r) * (r,), (n, r) * (r,)
     return U.contiguous(), V.contiguous()  # LAPACK rend U par colonnes, ce que safetensors refuse d'écrire

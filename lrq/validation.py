@@ -51,7 +51,7 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
 
 def is_finite(t: Tensor) -> bool:
     """Vrai si tout est fini ; les extrêmes le disent sans copier `t`, même énorme (NaN les contamine)."""
-    return t.numel() == 0 or all(math.isfinite(extreme) for extreme in t.aminmax())
+    return t.numel() == 0 or all(math.isfinite(extreme) for extreme in t.detach().aminmax())
 
 
 def check_tensor(t: Any, name: str) -> Tensor:
@@ -159,6 +159,14 @@ def check_fraction(value: Any, name: str) -> float:
     return number
 
 
+def check_percentile(value: Any, name: str) -> float:
+    """Rend un pourcentage de l'intervalle ]0, 100]."""
+    number = to_float(value, name, "un pourcentage dans ]0, 100]")
+    if not 0.0 < number <= 100.0:
+        raise ValueError(f"{name} : reçu {value!r}, attendu un pourcentage dans ]0, 100].")
+    return number
+
+
 def check_finite_number(value: Any, name: str) -> float:
     """Rend un nombre fini."""
     number = to_float(value, name, "un nombre")
@@ -180,6 +188,14 @@ def check_choice(value: Any, name: str, known: Sequence[str]) -> str:
     return str(value)
 
 
+def check_positive(value: Any, name: str) -> float:
+    """Rend un nombre fini et strictement positif."""
+    number = check_finite_number(value, name)
+    if number <= 0:
+        raise ValueError(f"{name} : reçu {value!r}, attendu un nombre strictement positif.")
+    return number
+
+
 def check_bits(n_bits: Any, name: str = "n_bits") -> int:
     """Rend un nombre de bits entre 1 et 8."""
     return check_integer(n_bits, name, 1, 8)
@@ -198,7 +214,25 @@ def check_linear(layer: Any, name: str = "linear_layer") -> nn.Linear:
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.Linear.")
     check_matrix(layer.weight, f"{name}.weight")
-    if layer.bias is not None and not torch.isfinite(layer.bias).all():
+    if layer.bias is not None and not is_finite(layer.bias):
+        raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")
+    return layer
+
+
+def check_conv(layer: Any, name: str = "conv_layer") -> nn.Conv2d:
+    """Rend une `nn.Conv2d` dont les poids sont finis.
+
+    Raises
+    ------
+    TypeError
+        `layer` est d'une autre classe.
+    ValueError
+        Ses poids ou son biais ne sont pas finis.
+    """
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.Conv2d.")
+    check_matrix(layer.weight.flatten(1), f"{name}.weight")
+    if layer.bias is not None and not is_finite(layer.bias):
         raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")
     return layer
 

@@ -64,7 +64,13 @@ def imports(module):
 
 
 def test_the_reader_of_imports_is_not_blind():
-    assert set(imports("layers.quantized")) == {"quantizers", "validation", "layers.svd_compressed"}
+    assert set(imports("layers.quantized")) == {
+        "activation",
+        "quantizers",
+        "packing",
+        "validation",
+        "layers.svd_compressed",
+    }
     assert {"layers", "spectrum", "svd", "quantizers"} <= set(imports(""))
     assert list(imports("validation")) == []
 
@@ -159,7 +165,15 @@ def test_every_public_name_is_documented(name):
 @pytest.mark.parametrize("name", lrq.__all__)
 def test_every_public_name_is_annotated(name):
     value = getattr(lrq, name)
-    functions = [value] if inspect.isfunction(value) else [f for f in vars(value).values() if inspect.isfunction(f)]
+    functions = (
+        [value]
+        if inspect.isfunction(value)
+        else [
+            member
+            for method, member in vars(value).items()
+            if inspect.isfunction(member) and (method == "__init__" or not method.startswith("__"))
+        ]
+    )
     for function in functions:
         hints = typing.get_type_hints(function)
         missing = [p for p in inspect.signature(function).parameters if p != "self" and p not in hints]

@@ -7,17 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..svd import balanced_factors, truncated_svd, working_dtype
+from ..svd import share_singular_values, truncated_svd, working_dtype
 from ..validation import check_input, check_integer, check_linear, check_rank, check_ranks
-from .base import CompressedLinear
+from .base import CompressedLinear, LowRankLinear, copy_bias
 
 
-def copy_bias(linear_layer: nn.Linear) -> nn.Parameter | None:
-    """Copie du biais, jamais un alias de la couche d'origine ; None s'il n'y en a pas."""
-    return None if linear_layer.bias is None else nn.Parameter(linear_layer.bias.detach().clone())
-
-
-class FactorizedLinear(CompressedLinear):
+class FactorizedLinear(LowRankLinear):
     """Couche linéaire de rang r : W = U Vᵀ.
 
     Parameters
@@ -35,24 +30,11 @@ class FactorizedLinear(CompressedLinear):
     bias : Parameter, (out,), ou None
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__()
-        self.in_features = check_integer(in_features, "in_features")
-        self.out_features = check_integer(out_features, "out_features")
-        self.rank = check_rank(rank, out_features, in_features)
-        self.U = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=dtype))
-        self.V = nn.Parameter(torch.empty(in_features, rank, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        nn.init.xavier_uniform_(self.U)
-        nn.init.xavier_uniform_(self.V)
+    U: Tensor
+    V: Tensor
+
+    def shape_factors(self) -> dict[str, tuple[int, ...]]:
+        return {"U": (self.out_features, self.rank), "V": (self.in_features, self.rank)}
 
     def forward(self, x: Tensor) -> Tensor:
         """y = (x V) Uᵀ + b : r(m + n) multiplications par vecteur, au lieu de mn."""
@@ -62,17 +44,15 @@ class FactorizedLinear(CompressedLinear):
     def reconstruct_weight(self) -> Tensor:
         return self.U @ self.V.T  # (m, r) @ (r, n) -> (m, n)
 
-    def count_parameters(self) -> int:
-        return self.U.numel() + self.V.numel()  # r (m + n)
-
-    @classmethod
-    def from_linear(cls, linear_layer: nn.Linear, rank: int) -> Self:
-        """Remplace une couche par sa meilleure approximation de rang r : :meth:`from_linear_svd`."""
-        return cls.from_linear_svd(linear_layer, rank)
+    @staticmethod
+    def split(U: Tensor, S: Tensor, Vh: Tensor) -> dict[str, Tensor]:
+        """√S partagé : des facteurs équilibrés."""
+        U, V = share_singular_values(U, S, Vh)
+        return {"U": U, "V": V}
 
     @classmethod
     def from_linear_svd(cls, linear_layer: nn.Linear, rank: int) -> Self:
-        """Facteurs équilibrés de la SVD tronquée, biais recopié.
+        """Facteurs équilibrés de la SVD tronquée, biais recopié : :meth:`from_linear`, sans calibration.
 
         Parameters
         ----------
@@ -82,19 +62,8 @@ class FactorizedLinear(CompressedLinear):
         Returns
         -------
         FactorizedLinear
-            Même dtype, même appareil ; la couche d'origine n'est ni changée ni partagée.
-
-        Raises
-        ------
-        TypeError
-            `linear_layer` n'est pas une nn.Linear.
-        ValueError
-            Rang hors de 1 … min(m, n), poids NaN ou infinis.
         """
-        U, V = balanced_factors(check_linear(linear_layer).weight, rank)
-        layer = cls(linear_layer.in_features, linear_layer.out_features, rank, device="meta")
-        layer.U, layer.V, layer.bias = nn.Parameter(U), nn.Parameter(V), copy_bias(linear_layer)
-        return layer
+        return cls.from_linear(linear_layer, rank)
 
     @classmethod
     def from_linear_random(cls, linear_layer: nn.Linear, rank: int) -> Self:
@@ -114,9 +83,6 @@ class FactorizedLinear(CompressedLinear):
         layer = cls(linear_layer.in_features, linear_layer.out_features, rank, device=weight.device, dtype=weight.dtype)
         layer.bias = copy_bias(linear_layer)
         return layer
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, rank={self.rank}, bias={self.bias is not None}"
 
 
 class MultiStageFactorizedLinear(CompressedLinear):

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..quantizers import dequantize, pack_bits, quantize_symmetric, unpack_bits
+from ..activation import Calibration
+from ..packing import pack_bits, unpack_bits
+from ..quantizers import dequantize, quantize_symmetric
 from ..validation import check_bits, check_input
 from .svd_compressed import SVDCompressedLinear
 
@@ -116,7 +118,13 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         return 4 * self.in_features * self.out_features / (self.nbytes() - bias)
 
     @classmethod
-    def from_linear(cls, linear_layer: nn.Linear, rank: int, n_bits: int = 8) -> Self:
+    def from_linear(  # type: ignore[override]
+        cls,
+        linear_layer: nn.Linear,
+        rank: int,
+        n_bits: int = 8,
+        calibration: Tensor | Calibration | None = None,
+    ) -> Self:
         """SVD tronquée puis quantification des deux facteurs, biais recopié.
 
         Parameters
@@ -124,6 +132,8 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         linear_layer : nn.Linear
         rank : int, entre 1 et min(in, out)
         n_bits : int, entre 1 et 8
+        calibration : Tensor (..., in) d'entrées, ou Calibration, optionnel
+            La meilleure approximation pour les sorties de ces entrées, et non pour les poids.
 
         Returns
         -------
@@ -131,7 +141,7 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
             Déjà quantifiée.
         """
         check_bits(n_bits)
-        layer = super().from_linear(linear_layer, rank)
+        layer = super().from_linear(linear_layer, rank, calibration)
         layer.n_bits = n_bits
         layer.quantize()
         return layer

@@ -72,9 +72,9 @@ export function quantizeSymmetric(x, bits, rows = 1) {
       sum += Math.abs(x[i]);
     }
     scales[row] = bits === 1 ? sum / width : largest / q;
-    const step = scales[row] > 0 ? scales[row] : 1;
+    const inverse = Math.fround(1 / (scales[row] >= 2 ** -126 ? scales[row] : 1));
     for (let i = start; i < start + width; i++) {
-      const code = bits === 1 ? (x[i] < 0 ? -1 : 1) : roundHalfEven(Math.fround(x[i] / step));
+      const code = bits === 1 ? (x[i] < 0 ? -1 : 1) : roundHalfEven(Math.fround(x[i] * inverse));
       codes[i] = Math.min(Math.max(code, bits === 1 ? -1 : -q), Math.max(q, 1));
     }
   }

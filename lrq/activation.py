@@ -1,0 +1,167 @@
+"""SVD consciente des entrées : la couche de rang r dont les *sorties* sont les plus proches, et non les poids.
+
+La SVD tronquée minimise ‖W − Ŵ‖, comme si les entrées allaient également dans toutes les directions. Les vraies, non.
+Avec X leur matrice, (N, n), et C = XᵀX/N leur second moment, ‖X(W − Ŵ)ᵀ‖²/N = ‖(W − Ŵ) C^½‖² : on tronque donc W C^½
+(c'est blanchir les entrées), et l'on revient aux poids.
+"""
+
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .svd import truncated_svd, working_dtype
+from .validation import check_matrix, check_rank, check_tensor, is_finite
+
+FLOOR = 1e-12  # part de la plus grande variance au-dessous de laquelle une direction compte comme jamais vue
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Ce qu'une couche a vu passer : le second moment de ses entrées.
+
+    Attributes
+    ----------
+    second_moment : Tensor, (n, n), float64
+        C = XᵀX / N.
+    count : int
+        N, le nombre d'entrées.
+    """
+
+    second_moment: Tensor
+    count: int
+
+    @classmethod
+    def from_inputs(cls, X: Tensor) -> "Calibration":
+        """Le second moment d'entrées.
+
+        Parameters
+        ----------
+        X : Tensor, (..., n)
+
+        Raises
+        ------
+        TypeError
+            X n'est pas un tenseur de nombres réels.
+        ValueError
+            X est vide, contient NaN ou l'infini, ou n'a que des zéros.
+        """
+        if check_tensor(X, "calibration").ndim == 0 or X.numel() == 0:
+            raise ValueError(f"calibration : reçu la forme {tuple(X.shape)}, attendu au moins une entrée (..., n).")
+        if not is_finite(X):
+            raise ValueError("calibration : NaN ou infini dans les entrées, attendu des nombres finis.")
+        x = X.detach().reshape(-1, X.shape[-1]).double()  # (N, n)
+        if not x.any():
+            raise ValueError("calibration : toutes les entrées sont nulles, elles ne disent rien de la couche.")
+        return cls(x.T @ x / len(x), len(x))
+
+    def __add__(self, other: "Calibration") -> "Calibration":
+        count = self.count + other.count
+        share = self.count / count
+        return Calibration(share * self.second_moment + (1 - share) * other.second_moment, count)
+
+
+def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object]) -> dict[str, Calibration]:
+    """Fait passer des données dans un réseau, et retient le second moment des entrées de quelques couches.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Laissé intact.
+    names : noms de modules
+    run : fonction sans argument
+        Fait passer les données de calibration ; par exemple ``lambda: model(x)``.
+
+    Returns
+    -------
+    dict nom → Calibration
+
+    Raises
+    ------
+    ValueError
+        Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    unknown = sorted(set(names) - set(modules))
+    if unknown:
+        raise ValueError(f"names : {unknown[0]!r} n'est pas un module du réseau.")
+    seen: dict[str, Calibration] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            new = Calibration.from_inputs(args[0])
+            seen[name] = seen[name] + new if name in seen else new
+
+        return hook
+
+    hooks = [modules[name].register_forward_pre_hook(listen(name)) for name in names]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    silent = [name for name in names if name not in seen]
+    if silent:
+        raise ValueError(f"run : la couche {silent[0]!r} n'a reçu aucune entrée.")
+    return {name: seen[name] for name in names}
+
+
+def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration) -> tuple[Tensor, Tensor, Tensor]:
+    """La matrice Ŵ de rang r qui minimise ‖X(W − Ŵ)ᵀ‖, rendue par sa SVD.
+
+    Avec U_r les premiers vecteurs singuliers gauches de W C^½, le minimum est atteint par Ŵ = U_r U_rᵀ W : une
+    projection des sorties, sans rien inverser. Une direction d'entrée que la calibration n'a jamais vue ne compte que
+    pour départager ; un avertissement le dit.
+
+    Parameters
+    ----------
+    W : Tensor, (m, n)
+    rank : int, entre 1 et min(m, n)
+    calibration : Tensor (..., n) d'entrées, ou Calibration
+
+    Returns
+    -------
+    U : Tensor, (m, r)
+    S : Tensor, (r,)
+    Vh : Tensor, (r, n)
+        Dans le dtype et sur l'appareil de W.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Comme :func:`~lrq.truncated_svd` ; calibration d'une autre largeur que W, vide, nulle ou non finie.
+    """
+    W = check_matrix(W)
+    rank = check_rank(rank, *W.shape)
+    x = W.double()
+    U, _, _ = truncated_svd(x @ root(calibration, W), rank)  # (m, n) @ (n, n)
+    projected, S, Vh = truncated_svd(U.T @ x, rank)  # (r, m) @ (m, n) : sa SVD donne celle de U Uᵀ W
+    return (U @ projected).to(W.dtype), S.to(W.dtype), Vh.to(W.dtype)
+
+
+def root(calibration: Tensor | Calibration, W: Tensor) -> Tensor:
+    """Une racine carrée de C, (n, n) : C^½ à une rotation près, qui ne change pas les vecteurs singuliers gauches."""
+    if not isinstance(calibration, Calibration):
+        calibration = Calibration.from_inputs(calibration)
+    C = calibration.second_moment
+    if len(C) != W.shape[1]:
+        raise ValueError(f"calibration : reçu des entrées de largeur {len(C)}, attendu {W.shape[1]}.")
+    variances, directions = torch.linalg.eigh(C.to(W.device))
+    floor = FLOOR * variances[-1]
+    if (variances <= floor).any():
+        known = int((variances > floor).sum())
+        warnings.warn(
+            f"calibration : ses {calibration.count} entrées n'occupent que {known} direction(s) sur {len(C)} ; "
+            "hors d'elles, rien ne guide l'approximation.",
+            stacklevel=3,
+        )
+    return directions * variances.clamp_min(floor).sqrt()
+
+
+def decompose(W: Tensor, rank: int, calibration: Tensor | Calibration | None) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD tronquée de W ou, si des entrées sont données, la SVD qui en tient compte ; en précision de calcul."""
+    x = W.to(working_dtype(W))
+    return truncated_svd(x, rank) if calibration is None else activation_aware_svd(x, rank, calibration)

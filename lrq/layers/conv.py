@@ -1,0 +1,136 @@
+"""Section 11.2 : une convolution de rang r, en deux convolutions plus étroites."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..activation import Calibration, decompose
+from ..svd import share_singular_values
+from ..validation import check_conv, check_integer, check_rank
+from .base import CompressedLayer, copy_bias
+
+
+class SVDConv2d(CompressedLayer):
+    """Convolution de rang r : r filtres k×k par groupe, puis une convolution 1×1 qui les recombine.
+
+    Les noyaux (out, in, kh, kw) se lisent comme une matrice (out, in·kh·kw), une par groupe, dont on tronque la SVD.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int ou (int, int)
+    rank : int, entre 1 et min(out/g, in/g·kh·kw)
+        Par groupe.
+    stride, padding, dilation, groups, bias, padding_mode
+        Comme pour ``nn.Conv2d``.
+
+    Attributes
+    ----------
+    filters : nn.Conv2d, in → g·r, k×k, sans biais
+    mixer : nn.Conv2d, g·r → out, 1×1
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        rank: int,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_channels = check_integer(in_channels, "in_channels")
+        self.out_channels = check_integer(out_channels, "out_channels")
+        self.groups = check_integer(groups, "groups")
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{name} : reçu {channels}, attendu un multiple de groups = {groups}.")
+        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.kernel_size = tuple(check_integer(size, "kernel_size") for size in kernel)
+        self.rank = check_rank(rank, out_channels // groups, in_channels // groups * kernel[0] * kernel[1])
+        r, options = groups * rank, {"device": device, "dtype": dtype}
+        window = (kernel, stride, padding, dilation, groups, False, padding_mode)
+        self.filters = nn.Conv2d(in_channels, r, *window, **options)  # type: ignore[arg-type]
+        self.mixer = nn.Conv2d(r, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """Le biais, (out,), ou None : celui de `mixer`."""
+        return self.mixer.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) -> (B, g·r, H', W') -> (B, out, H', W')."""
+        return self.mixer(self.filters(x))
+
+    def reconstruct_weight(self) -> Tensor:
+        A = self.mixer.weight.view(self.groups, -1, self.rank)  # (g, out/g, r)
+        B = self.filters.weight.view(self.groups, self.rank, -1)  # (g, r, in/g·kh·kw)
+        return (A @ B).view(self.out_channels, -1, *self.kernel_size)
+
+    def count_parameters(self) -> int:
+        return self.filters.weight.numel() + self.mixer.weight.numel()  # r (in·kh·kw + out), par groupe ou non
+
+    def dense_parameters(self) -> int:
+        return self.out_channels * self.in_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+
+    @classmethod
+    def from_conv2d(cls, conv_layer: nn.Conv2d, rank: int, calibration: Tensor | None = None) -> Self:
+        """Remplace une convolution par sa meilleure approximation de rang r, une SVD par groupe, biais recopié.
+
+        Parameters
+        ----------
+        conv_layer : nn.Conv2d
+            Ni changée, ni partagée.
+        rank : int, entre 1 et min(out/g, in/g·kh·kw)
+        calibration : Tensor (B, in, H, W) d'entrées, optionnel
+            La meilleure pour les sorties de ces images (:func:`~lrq.activation_aware_svd`) ; sinon pour les noyaux.
+
+        Returns
+        -------
+        SVDConv2d
+            Mêmes options, même dtype, même appareil ; au rang plein, la même fonction.
+
+        Raises
+        ------
+        TypeError
+            `conv_layer` n'est pas une nn.Conv2d.
+        ValueError
+            Rang hors des bornes, poids NaN ou infinis, calibration d'une autre forme, vide ou non finie.
+        """
+        conv = check_conv(conv_layer)
+        g, weight = conv.groups, conv.weight.detach()
+        window = (conv.stride, conv.padding, conv.dilation, g, False, conv.padding_mode)
+        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, rank, *window, device="meta")
+        patches = [None] * g if calibration is None else conv_patches(conv, calibration)
+        pairs = [
+            share_singular_values(*decompose(kernels, rank, seen))  # (out/g, in/g·kh·kw)
+            for kernels, seen in zip(weight.flatten(1).chunk(g), patches, strict=True)
+        ]
+        mixer, filters = torch.cat([A for A, _ in pairs]), torch.cat([V.T for _, V in pairs])
+        layer.mixer.weight = nn.Parameter(mixer[:, :, None, None].to(weight.dtype).contiguous())
+        layer.filters.weight = nn.Parameter(filters.view(layer.filters.weight.shape).to(weight.dtype).contiguous())
+        layer.mixer.register_parameter("bias", copy_bias(conv))
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, groups={self.groups}"
+
+
+def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
+    """Ce que chaque groupe d'une convolution voit passer : les fenêtres de l'image, à plat, (B·L, in/g·kh·kw)."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != conv.in_channels:
+        received = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"calibration : reçu {received}, attendu des images (B, {conv.in_channels}, H, W).")
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    x = F.pad(x.detach(), conv._reversed_padding_repeated_twice, mode=mode)
+    columns = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)  # (B, in·kh·kw, L)
+    return [Calibration.from_inputs(group.transpose(1, 2)) for group in columns.chunk(conv.groups, dim=1)]

@@ -1,0 +1,90 @@
+"""Fausse quantification : des poids arrondis à la grille à l'aller, un gradient qui passe au retour."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizers import PerChannel, PerTensor, UniformQuantizer, check_values, straight_through
+from ..validation import check_integer
+
+
+class FakeQuantizeModule(nn.Module):
+    """Arrondit son entrée à la grille, en flottants, pour apprendre avec l'arrondi.
+
+    L'échelle suit le tenseur à chaque appel. Au retour, l'arrondi est traité comme l'identité là où la grille contient
+    la valeur, comme une constante là où elle l'écrête.
+
+    Parameters
+    ----------
+    n_bits : int, entre 1 et 8
+    symmetric : bool
+    per_channel : bool
+        Une échelle par indice de la dimension `channel_dim` ; sinon une seule.
+    channel_dim : int
+    clipping : "min_max", "percentile" ou "mse"
+        Voir :class:`~lrq.UniformQuantizer`.
+
+    Attributes
+    ----------
+    quantizer : UniformQuantizer
+    """
+
+    def __init__(
+        self,
+        n_bits: int = 8,
+        symmetric: bool = True,
+        per_channel: bool = False,
+        channel_dim: int = 0,
+        clipping: str = "min_max",
+    ):
+        super().__init__()
+        granularity = PerChannel(channel_dim) if per_channel else PerTensor()
+        self.quantizer = UniformQuantizer(n_bits, symmetric, granularity=granularity, clipping=clipping)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t̂ = (code − point zéro) · échelle, dans le dtype de t."""
+        scale, zero_point = self.quantizer.compute_scale_zero_point(t)
+        return self.quantizer.fake_quantize(t.to(scale.dtype), scale, zero_point).to(t.dtype)
+
+    def extra_repr(self) -> str:
+        return repr(self.quantizer)
+
+
+class LearnedStepQuantize(FakeQuantizeModule):
+    """Fausse quantification symétrique dont le pas s'apprend (LSQ).
+
+    Le gradient du pas est q − t/Δ là où la grille contient t, et son bord là où elle l'écrête ; divisé par √(n·q), il
+    est du même ordre que celui des poids.
+
+    Parameters
+    ----------
+    t : Tensor
+        Le tenseur à quantifier, qui donne le pas de départ, 2·moyenne(abs(t))/√q, et la forme des échelles.
+    n_bits : int, entre 2 et 8
+    per_channel : bool
+    channel_dim : int
+
+    Attributes
+    ----------
+    scale : Parameter, forme des échelles
+        Son signe ne compte pas.
+
+    References
+    ----------
+    Esser et al. (2020), « Learned Step Size Quantization ».
+    """
+
+    def __init__(self, t: Tensor, n_bits: int = 8, per_channel: bool = False, channel_dim: int = 0):
+        super().__init__(check_integer(n_bits, "n_bits", 2, 8), True, per_channel, channel_dim)
+        x = check_values(t)
+        blocks = self.quantizer.granularity.blocks(x)
+        start = 2 * blocks.abs().mean(1) / math.sqrt(self.quantizer.high)
+        start = torch.where(start > 0, start, 1)  # un bloc nul : n'importe quel pas, mais un pas qui apprend
+        self.scale = nn.Parameter(self.quantizer.granularity.arrange(start, x.shape))
+        self.share = 1 / math.sqrt(blocks.shape[1] * self.quantizer.high)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t̂ = code · Δ ; le gradient va à t et à Δ."""
+        scale = straight_through(self.scale, self.scale * self.share).abs()
+        return self.quantizer.fake_quantize(t.to(scale.dtype), scale, torch.zeros_like(scale)).to(t.dtype)
