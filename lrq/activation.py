@@ -8,6 +8,7 @@ Avec X leur matrice, (N, n), et C = XᵀX/N leur second moment, ‖X(W − Ŵ)�
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .svd import truncated_svd, working_dtype
 from .validation import check_matrix, check_rank, check_tensor, is_finite
 
+CHUNK = 2048  # entrées mises en attente avant d'être multipliées : un grand produit coûte moins que mille petits
 FLOOR = 1e-12  # part de la plus grande variance au-dessous de laquelle une direction compte comme jamais vue
 
 
@@ -57,6 +59,23 @@ class Calibration:
             raise ValueError("calibration : toutes les entrées sont nulles, elles ne disent rien de la couche.")
         return cls(x.T @ x / len(x), len(x))
 
+    @cached_property
+    def root(self) -> Tensor:
+        """Une racine R de C = R Rᵀ, (n, n) : C^½ à une rotation près, qui ne change ni σ ni les vecteurs gauches de W R.
+
+        Une direction jamais vue n'y est pas tout à fait nulle ; un avertissement le dit.
+        """
+        variances, directions = torch.linalg.eigh(self.second_moment)
+        floor = FLOOR * variances[-1]
+        known = int((variances > floor).sum())
+        if known < len(variances):
+            warnings.warn(
+                f"calibration : ses {self.count} entrées n'occupent que {known} direction(s) sur {len(variances)} ; "
+                "hors d'elles, rien ne guide l'approximation.",
+                stacklevel=2,
+            )
+        return directions * variances.clamp_min(floor).sqrt()
+
     def __add__(self, other: "Calibration") -> "Calibration":
         count = self.count + other.count
         share = self.count / count
@@ -87,12 +106,19 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     unknown = sorted(set(names) - set(modules))
     if unknown:
         raise ValueError(f"names : {unknown[0]!r} n'est pas un module du réseau.")
+    waiting: dict[str, list[Tensor]] = {name: [] for name in names}
     seen: dict[str, Calibration] = {}
+
+    def fold(name: str) -> None:
+        new = Calibration.from_inputs(torch.cat(waiting[name]))
+        seen[name] = seen[name] + new if name in seen else new
+        waiting[name].clear()
 
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            new = Calibration.from_inputs(args[0])
-            seen[name] = seen[name] + new if name in seen else new
+            waiting[name].append(args[0].detach().reshape(-1, args[0].shape[-1]))  # (..., n) -> (N, n)
+            if sum(map(len, waiting[name])) >= CHUNK:
+                fold(name)
 
         return hook
 
@@ -103,6 +129,9 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     finally:
         for hook in hooks:
             hook.remove()
+    for name in names:
+        if waiting[name]:
+            fold(name)
     silent = [name for name in names if name not in seen]
     if silent:
         raise ValueError(f"run : la couche {silent[0]!r} n'a reçu aucune entrée.")
@@ -137,28 +166,14 @@ def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration
     W = check_matrix(W)
     rank = check_rank(rank, *W.shape)
     x = W.double()
-    U, _, _ = truncated_svd(x @ root(calibration, W), rank)  # (m, n) @ (n, n)
-    projected, S, Vh = truncated_svd(U.T @ x, rank)  # (r, m) @ (m, n) : sa SVD donne celle de U Uᵀ W
-    return (U @ projected).to(W.dtype), S.to(W.dtype), Vh.to(W.dtype)
-
-
-def root(calibration: Tensor | Calibration, W: Tensor) -> Tensor:
-    """Une racine carrée de C, (n, n) : C^½ à une rotation près, qui ne change pas les vecteurs singuliers gauches."""
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_inputs(calibration)
-    C = calibration.second_moment
-    if len(C) != W.shape[1]:
-        raise ValueError(f"calibration : reçu des entrées de largeur {len(C)}, attendu {W.shape[1]}.")
-    variances, directions = torch.linalg.eigh(C.to(W.device))
-    floor = FLOOR * variances[-1]
-    if (variances <= floor).any():
-        known = int((variances > floor).sum())
-        warnings.warn(
-            f"calibration : ses {calibration.count} entrées n'occupent que {known} direction(s) sur {len(C)} ; "
-            "hors d'elles, rien ne guide l'approximation.",
-            stacklevel=3,
-        )
-    return directions * variances.clamp_min(floor).sqrt()
+    width = len(calibration.second_moment)
+    if width != W.shape[1]:
+        raise ValueError(f"calibration : reçu des entrées de largeur {width}, attendu {W.shape[1]}.")
+    U, _, _ = truncated_svd(x @ calibration.root.to(W.device), rank)  # (m, n) @ (n, n)
+    projected, S, Vh = truncated_svd(U.T @ x, rank)  # (r, m) @ (m, n) : sa SVD donne celle de U Uᵀ W
+    return (U @ projected).to(W.dtype), S.to(W.dtype), Vh.to(W.dtype)
 
 
 def decompose(W: Tensor, rank: int, calibration: Tensor | Calibration | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,9 +1,11 @@
 """Remplacer les couches d'un réseau par leur version comprimée, sur une copie."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from torch import nn
+
+Convert = Callable[[nn.Linear], nn.Module]
 
 
 def linear_names(model: nn.Module) -> list[str]:
@@ -18,7 +20,7 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def replace_linears(
-    model: nn.Module, convert: Callable[[nn.Linear], nn.Module], names: Collection[str] | None = None
+    model: nn.Module, convert: Convert | Mapping[str, Convert], names: Collection[str] | None = None
 ) -> nn.Module:
     """Copie de `model` où chaque nn.Linear nommée est remplacée par ``convert(couche)``.
 
@@ -26,7 +28,8 @@ def replace_linears(
     ----------
     model : nn.Module
         Laissé intact.
-    convert : fonction de nn.Linear vers nn.Module
+    convert : fonction de nn.Linear vers nn.Module, ou dict nom complet → fonction
+        Un dictionnaire donne à chaque couche la sienne, et nomme les couches à remplacer.
     names : noms complets, optionnel
         Toutes les nn.Linear par défaut.
 
@@ -39,8 +42,12 @@ def replace_linears(
     TypeError
         `model` n'est pas un nn.Module.
     ValueError
-        Un nom ne désigne aucune nn.Linear du réseau.
+        Un nom ne désigne aucune nn.Linear du réseau, ou `names` accompagne un dictionnaire.
     """
+    if isinstance(convert, Mapping):
+        if names is not None:
+            raise ValueError("names : reçu des noms en plus d'un dictionnaire, qui nomme déjà ses couches.")
+        names = list(convert)
     present = linear_names(model)
     unknown = sorted(set(names or ()) - set(present))
     if unknown:
@@ -51,7 +58,8 @@ def replace_linears(
     for name, layer in layers.items():
         assert isinstance(layer, nn.Linear)
         if layer not in converted:
-            converted[layer] = convert(layer).train(layer.training)
+            change = convert[name] if isinstance(convert, Mapping) else convert
+            converted[layer] = change(layer).train(layer.training)
         if layer is model:
             return converted[layer]
         parent, _, child = name.rpartition(".")
