@@ -13,6 +13,7 @@ from torch import nn
 
 from lrq.exercises import EXERCISES, engine, verifier
 from lrq.exercises.engine import same
+from lrq.exercises.section_11_02 import GrandeMatrice
 
 
 def rank_for_layer(couche, erreur_max):
@@ -50,11 +51,55 @@ def gradients(U, V, G):
     return dU, dV, dU @ V.T + U @ dV.T
 
 
+def learn_factors(W, rang, graine, scale=0.3, steps=800, dtype=torch.float32):
+    """Descente de gradient sur ½‖W − UVᵀ‖², le pas réglé sur la norme de W."""
+    generator = torch.Generator().manual_seed(graine)
+    W = W.to(dtype)
+    U, V = (scale * torch.randn(k, rang, generator=generator).to(dtype) for k in W.shape)
+    errors = []
+    for _ in range(steps):
+        E = W - U @ V.T
+        errors.append((E.norm() / W.norm()).item())
+        U, V = U + 0.5 / W.norm() * E @ V, V + 0.5 / W.norm() * E.T @ U
+    return U, V, [*errors, ((W - U @ V.T).norm() / W.norm()).item()]
+
+
+def sketched_svd(W, rang, graine, oversample=12, passes=4):
+    """Itérations de sous-espace, des deux côtés ; la petite matrice finale est carrée."""
+    generator = torch.Generator().manual_seed(graine)
+    Y = torch.linalg.qr(torch.randn(W.shape[1], rang + oversample, generator=generator)).Q
+    for _ in range(passes):
+        X = torch.linalg.qr(W @ Y).Q
+        Y, R = torch.linalg.qr(W.T @ X)  # W ≈ X Rᵀ Yᵀ
+    U, S, Vh = torch.linalg.svd(R.T)
+    return (X @ U)[:, :rang], S[:rang], (Vh @ Y.T)[:rang]
+
+
+def weight_error_and_accuracy(reseau, x, y, rangs):
+    """Sans toucher au réseau : ses poids tronqués sont passés à part."""
+    results = []
+    for rang in rangs:
+        lost = total = 0.0
+        state = dict(reseau.state_dict())
+        for name, module in reseau.named_modules():
+            if isinstance(module, nn.Linear):
+                U, S, Vh = torch.linalg.svd(module.weight, full_matrices=False)
+                lost, total = lost + float((S[rang:] ** 2).sum()), total + float((S**2).sum())
+                S[rang:] = 0
+                state[f"{name}.weight"] = U @ torch.diag(S) @ Vh
+        right = torch.func.functional_call(reseau, state, (x,)).argmax(-1) == y
+        results.append((math.sqrt(lost / total), right.double().mean().item()))
+    return results
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.1.1": rank_for_compression,
     "11.1.2": compare_initialisations,
     "11.1.3": gradients,
+    "11.2.1": learn_factors,
+    "11.2.2": sketched_svd,
+    "11.2.3": weight_error_and_accuracy,
 }
 
 
@@ -135,6 +180,187 @@ def test_wrong_draws_are_refused(bound, generator_of, said, seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_right_draws_are_accepted(seed):
     assert verifier("11.1.2", initialisations(right_bound, seeded), graine=seed).reussi
+
+
+def alternating_least_squares(W, rang, graine):
+    V = torch.randn(W.shape[1], rang, generator=seeded(graine))
+    errors = []
+    for _ in range(30):
+        U = torch.linalg.lstsq(V, W.T).solution.T
+        V = torch.linalg.lstsq(U, W).solution.T
+        errors.append((W - U @ V.T).norm() / W.norm())
+    return [U, V, torch.stack(errors)]
+
+
+def subspace_iteration(W, rang, graine):
+    W = W.double()
+    V, errors = torch.randn(W.shape[1], rang, generator=seeded(graine), dtype=torch.float64), []
+    for _ in range(60):
+        U = torch.linalg.qr(W @ V).Q
+        V = W.T @ U
+        errors.append(float((W - U @ V.T).norm() / W.norm()))
+    return U, V, errors
+
+
+def adam(W, rang, graine):
+    generator = seeded(graine)
+    U, V = (nn.Parameter(torch.randn(k, rang, generator=generator)) for k in W.shape)
+    optimizer, errors = torch.optim.Adam([U, V], lr=0.1), []
+    for _ in range(1000):
+        loss = nn.functional.mse_loss(U @ V.T, W)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(((W - U @ V.T).norm() / W.norm()).item())
+    return U, V, errors
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "learn",
+    [
+        alternating_least_squares,
+        subspace_iteration,
+        adam,
+        lambda *args: learn_factors(*args, dtype=torch.float64),
+        lambda *args: learn_factors(*args, scale=0.01, steps=1500),
+    ],
+)
+def test_factors_may_be_learned_in_many_ways(learn, seed):
+    bilan = verifier("11.2.1", learn, graine=seed)
+    assert bilan.reussi, bilan
+
+
+def all_ones(W, rang, graine):
+    """Des colonnes égales, que l'arrondi de float32 finit par séparer en partie."""
+    U, V = torch.full((W.shape[0], rang), 0.1), torch.full((W.shape[1], rang), 0.2)
+    for _ in range(500):
+        E = W - U @ V.T
+        U, V = U + 0.5 / W.norm() * E @ V, V + 0.5 / W.norm() * E.T @ U
+    return U, V, [1.0, ((W - U @ V.T).norm() / W.norm()).item()]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("learn", "said"),
+    [
+        (lambda *args: learn_factors(*args, steps=20), "plus de pas"),
+        (lambda *args: learn_factors(*args, scale=30.0), "→ un pas trop grand"),
+        (lambda *args: learn_factors(*args, scale=0.0), "→ un départ nul"),
+        (all_ones, "→ des colonnes toutes pareilles"),
+        (lambda W, rang, graine: learn_factors(W, rang, 0), "votre départ ne suit pas la graine"),
+        (lambda W, rang, graine: alternating_least_squares(W, rang, 0), "votre départ ne suit pas la graine"),
+        (lambda *args: learn_factors(*args)[:2], "reçu 2 valeur(s)"),
+        (lambda *args: (*learn_factors(*args)[:2], []), "reçu 0 valeur(s)"),
+    ],
+)
+def test_factors_badly_learned_are_refused(learn, said, seed):
+    bilan = verifier("11.2.1", learn, graine=seed)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+def one_sided_sketch(W, rang, graine, oversample, passes, dtype, gram):
+    """Halko, Martinsson et Tropp, dont on choisit les réglages ; avec `gram`, par les valeurs propres de BBᵀ."""
+    Y = W @ torch.randn(W.shape[1], rang + oversample, generator=seeded(graine), dtype=dtype)
+    for _ in range(passes):
+        Y = W @ (W.T @ torch.linalg.qr(Y).Q)
+    Q = torch.linalg.qr(Y).Q
+    B = Q.T @ W
+    if not gram:
+        U, S, Vh = torch.linalg.svd(B, full_matrices=False)
+        return Q @ U[:, :rang], S[:rang], Vh[:rang]
+    values, U = torch.linalg.eigh(B @ B.T)
+    S, U = values.flip(0)[:rang].sqrt(), U.flip(1)[:, :rang]
+    return Q @ U, S, U.T @ B / S[:, None]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("oversample", "passes", "gram"), [(10, 2, False), (10, 4, False), (5, 4, False), (10, 3, True)]
+)
+def test_large_svd_may_be_tuned_in_many_ways(oversample, passes, gram, dtype, seed):
+    bilan = verifier("11.2.2", lambda *args: one_sided_sketch(*args, oversample, passes, dtype, gram), graine=seed)
+    assert bilan.reussi, bilan
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda W, rang, graine: torch.linalg.svd(W), "linalg_svd veut une matrice écrite en entier"),
+        (lambda W, rang, graine: np.linalg.svd(np.asarray(W)), "NumPy veut une matrice écrite en entier"),
+        (lambda W, rang, graine: W @ torch.eye(W.shape[1]), "reviendrait à écrire W"),
+        (lambda W, rang, graine: torch.eye(W.shape[0]) @ W, "reviendrait à écrire W"),
+        (lambda W, rang, graine: W @ np.ones((W.shape[1], 3)), "attendu un tenseur de PyTorch"),
+        (lambda W, rang, graine: W @ torch.ones(W.shape[0], 3), "lignes."),
+        (lambda W, rang, graine: W.double(), "elle n'a que shape, T et @"),
+        (lambda *args: sketched_svd(*args)[0], "reçu Tensor"),
+        (lambda W, rang, graine: sketched_svd(W, rang + 5, graine), "tronquez l'esquisse"),
+        (lambda *args: ((r := sketched_svd(*args))[0].roll(1, 0), *r[1:]), "Vh et S sont bons, mais pas U"),
+        (lambda *args: (*(r := sketched_svd(*args))[:2], r[2].flip(0)), "sont bons un à un, mais ne vont pas ensemble"),
+        (lambda *args: ((r := sketched_svd(*args))[0], r[1], r[2].roll(1, 1)), "U et S sont bons, mais pas Vh"),
+        (lambda *args: sketched_svd(*args, oversample=0), "quelques colonnes de plus"),
+    ],
+)
+def test_large_svd_says_what_is_wrong(answer, said):
+    bilan = verifier("11.2.2", answer)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+def test_large_matrix_multiplies_like_the_dense_one_and_refuses_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(7, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    W, dense = GrandeMatrice(left, right), left @ right.T
+    X, Y = torch.randn(5, 2, generator=generator), torch.randn(7, 2, generator=generator)
+    for product, wanted in (
+        (W @ X, dense @ X),
+        (W @ X[:, 0], dense @ X[:, 0]),
+        (W.T @ Y, dense.T @ Y),
+        (Y.T @ W, Y.T @ dense),
+        (Y[:, 0] @ W, Y[:, 0] @ dense),
+        (torch.matmul(W, X), dense @ X),
+        (torch.mm(Y.T, W), Y.T @ dense),
+        (W @ X.double(), dense.double() @ X.double()),
+    ):
+        assert product.dtype == wanted.dtype
+        torch.testing.assert_close(product, wanted)
+    assert W.shape == (7, 5)
+    assert W.T.shape == (5, 7)
+    torch.testing.assert_close(W._svd[1].float(), torch.linalg.svdvals(dense)[:3])
+    U, S, Vh = (t.float() for t in W._svd)
+    wrong = U[:, :2] * S[:2] @ Vh.flip(0)[:2]
+    assert W._error(U[:, :2], S[:2], Vh.flip(0)[:2]) == pytest.approx(float((dense - wrong).norm()), rel=1e-4)
+
+
+def test_large_matrices_are_really_large():
+    for case in EXERCISES["11.2.2"].cases(torch.Generator().manual_seed(0)):
+        assert min(case.args[0].shape) > 10_000
+
+
+def test_modified_network_is_said():
+    def answer(reseau, x, y, rangs):
+        reseau[0].bias.zero_()
+        return weight_error_and_accuracy(reseau, x, y, rangs)
+
+    bilan = verifier("11.2.3", answer)
+    assert "✗ les arguments ne sont pas modifiés" in repr(bilan)
+
+
+@pytest.mark.parametrize("convert", [torch.tensor, np.array, lambda result: [list(pair) for pair in result]])
+def test_pairs_may_be_arrays(convert):
+    bilan = verifier("11.2.3", lambda *args: convert(weight_error_and_accuracy(*args)))
+    assert bilan.reussi, bilan
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_network_two_inputs_two_accuracies(seed):
+    """La leçon de l'exercice tient sur toute instance : même erreur de poids, précisions éloignées."""
+    first, second, _ = EXERCISES["11.2.3"].cases(torch.Generator().manual_seed(seed))
+    (error, accuracy), (same_error, ruined) = (weight_error_and_accuracy(*case.args)[0] for case in (first, second))
+    assert error == same_error < 0.15
+    assert accuracy - ruined > 0.3
 
 
 @pytest.mark.parametrize("convert", [np.int64, torch.tensor])
@@ -286,6 +512,16 @@ def test_same_is_not_vacuous():
     assert not same(torch.ones(3), torch.ones(3) * 1.01)
     assert not same({"a": 1}, {"a": 2})
     assert not same(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert not same(torch.tensor([1.0, 1e-3]), torch.tensor([1.0, 2e-3]))
+    assert same(torch.tensor([1.0, 1e-7]), torch.tensor([1.0, 2e-7]))  # l'arrondi d'un tenseur de norme un
+
+
+def test_copies_share_nothing():
+    network = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2, bias=False)))
+    copied = engine.copy_of(network)
+    assert same(network, copied)
+    copied[1][0].weight.data[0, 0] += 1
+    assert not same(network, copied)
 
 
 def test_checking_is_fast_and_silent(capsys):

@@ -6,6 +6,7 @@ exactement le résultat du lecteur.
 """
 
 import contextlib
+import copy
 import ctypes
 import html
 import operator
@@ -67,6 +68,7 @@ class Exercise:
     mistakes : fautes classiques
     across : fonction de toutes les instances et de tous les résultats vers des propriétés qui les comparent
     signature : la partie du résultat qui ne dépend d'aucun tirage, pour reconnaître une faute
+    portrait : fonction de cette partie et de l'instance vers ce qui reconnaît une faute, quand la méthode est libre
     """
 
     number: str
@@ -76,6 +78,7 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     across: Callable[[Sequence[Case], Sequence[Any]], Iterable[Property]] = field(default=lambda cases, results: ())
     signature: Callable[[Any], Any] = field(default=lambda result: result)
+    portrait: Callable[[Any, Case], Any] = field(default=lambda result, case: result)
 
 
 # --- exécuter sans se laisser enfermer --------------------------------------------------------------------------------
@@ -127,12 +130,7 @@ def copy_of(value: Any) -> Any:
     """Copie des arguments, pour que le lecteur ne puisse pas abîmer les nôtres."""
     if isinstance(value, Tensor):
         return value.clone()
-    if isinstance(value, nn.Linear):
-        layer = nn.Linear(value.in_features, value.out_features, value.bias is not None, device="meta")
-        layer.weight = nn.Parameter(value.weight.detach().clone())
-        layer.bias = None if value.bias is None else nn.Parameter(value.bias.detach().clone())
-        return layer
-    return value
+    return copy.deepcopy(value) if isinstance(value, nn.Module) else value
 
 
 def same(a: Any, b: Any) -> bool:
@@ -146,8 +144,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, BaseException) or isinstance(b, BaseException):
         return type(a) is type(b)
     try:
-        x, y = torch.as_tensor(a), torch.as_tensor(b)
-        return x.shape == y.shape and torch.allclose(x.double(), y.double(), rtol=1e-4, atol=1e-7)
+        x, y = torch.as_tensor(a).detach().double(), torch.as_tensor(b).detach().double()
+        scale = float(y.abs().nan_to_num(0, 0).max()) if y.numel() else 0.0  # l'arrondi suit le plus grand coefficient
+        return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-7 + 1e-5 * scale, equal_nan=True)
     except (TypeError, ValueError, RuntimeError):
         return bool(a == b)
 
@@ -263,19 +262,18 @@ def explain(result: Any, function: Callable[..., Any]) -> str:
 def diagnose(exercise: Exercise, cases: Sequence[Case], results: Sequence[Any]) -> Mistake | None:
     """La faute classique dont l'effet coïncide, instance par instance, avec les résultats du lecteur."""
 
-    def outcome(compute: Callable[..., Any], *args: Any) -> Any:
+    def outcome(compute: Callable[..., Any], case: Case) -> Any:
         try:
-            return exercise.signature(compute(*args))
+            return exercise.portrait(exercise.signature(compute(*map(copy_of, case.args))), case)
         except Exception as error:
             return error
 
-    def learner(result: Any) -> Any:
-        return result if isinstance(result, BaseException) else outcome(lambda: result)
+    def learner(result: Any, case: Case) -> Any:
+        return result if isinstance(result, BaseException) else outcome(lambda *args: result, case)
 
     def matches(wrong: Callable[..., Any]) -> bool:
         return all(
-            same(outcome(wrong, *map(copy_of, case.args)), learner(result))
-            for case, result in zip(cases, results, strict=True)
+            same(outcome(wrong, case), learner(result, case)) for case, result in zip(cases, results, strict=True)
         )
 
     return next((mistake for mistake in exercise.mistakes if any(matches(wrong) for wrong in mistake.wrong)), None)
