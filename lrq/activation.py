@@ -61,7 +61,7 @@ class Calibration:
 
     @cached_property
     def root(self) -> Tensor:
-        """Une racine R de C = R Rᵀ, (n, n) : C^½ à une rotation près, sans effet sur σ ni sur les vecteurs gauches de W R.
+        """Une racine R de C = R Rᵀ, (n, n) : C^½ à une rotation près, qui ne change ni σ ni les vecteurs gauches de WR.
 
         Une direction jamais vue n'y est pas tout à fait nulle ; un avertissement le dit.
         """
