@@ -5,10 +5,19 @@ import sys
 
 import torch
 
-from . import book, forward, page, rank, startup
+from . import aware, book, convolution, forward, large, page, rank, startup
 from .table import render
 
-MODULES = {"rank": rank, "forward": forward, "startup": startup, "page": page, "book": book}
+MODULES = {
+    "rank": rank,
+    "forward": forward,
+    "convolution": convolution,
+    "large": large,
+    "aware": aware,
+    "startup": startup,
+    "page": page,
+    "book": book,
+}
 
 
 def main() -> int:

@@ -52,12 +52,17 @@ class Calibration:
         """
         if check_tensor(X, "calibration").ndim == 0 or X.numel() == 0:
             raise ValueError(f"calibration : reçu la forme {tuple(X.shape)}, attendu au moins une entrée (..., n).")
-        if not is_finite(X):
-            raise ValueError("calibration : NaN ou infini dans les entrées, attendu des nombres finis.")
         x = X.detach().reshape(-1, X.shape[-1]).double()  # (N, n)
-        if not x.any():
-            raise ValueError("calibration : toutes les entrées sont nulles, elles ne disent rien de la couche.")
-        return cls(x.T @ x / len(x), len(x))
+        return cls.from_sum(x.T @ x, len(x), "calibration")
+
+    @classmethod
+    def from_sum(cls, total: Tensor, count: int, name: str) -> "Calibration":
+        """Le second moment, tiré de la somme XᵀX et de N ; `name` nomme les entrées dans un refus."""
+        if not is_finite(total):  # un seul NaN de X en laisse dans XᵀX
+            raise ValueError(f"{name} : NaN ou infini dans les entrées, attendu des nombres finis.")
+        if not total.any():
+            raise ValueError(f"{name} : toutes les entrées sont nulles, elles ne disent rien de la couche.")
+        return cls(total / count, count)
 
     @cached_property
     def root(self) -> Tensor:
@@ -66,13 +71,13 @@ class Calibration:
         Une direction jamais vue n'y est pas tout à fait nulle ; un avertissement le dit.
         """
         variances, directions = torch.linalg.eigh(self.second_moment)
-        floor = FLOOR * variances[-1]
+        floor = FLOOR * (variances[-1] if variances[-1] > 0 else 1.0)
         known = int((variances > floor).sum())
         if known < len(variances):
             warnings.warn(
                 f"calibration : ses {self.count} entrées n'occupent que {known} direction(s) sur {len(variances)} ; "
                 "hors d'elles, rien ne guide l'approximation.",
-                stacklevel=2,
+                stacklevel=4,  # la ligne qui appelle activation_aware_svd
             )
         return directions * variances.clamp_min(floor).sqrt()
 
@@ -107,35 +112,37 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     if unknown:
         raise ValueError(f"names : {unknown[0]!r} n'est pas un module du réseau.")
     waiting: dict[str, list[Tensor]] = {name: [] for name in names}
-    seen: dict[str, Calibration] = {}
+    totals: dict[str, Tensor] = {}
+    counts = dict.fromkeys(waiting, 0)
 
     def fold(name: str) -> None:
-        new = Calibration.from_inputs(torch.cat(waiting[name]))
-        seen[name] = seen[name] + new if name in seen else new
+        x = torch.cat(waiting[name]).double()  # (N, n)
+        totals[name] = totals.get(name, 0) + x.T @ x
+        counts[name] += len(x)
         waiting[name].clear()
 
     def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            waiting[name].append(args[0].detach().reshape(-1, args[0].shape[-1]))  # (..., n) -> (N, n)
+            x = args[0].detach()
+            waiting[name].append(x.reshape(-1, x.shape[-1]).clone())  # le réseau peut réécrire x sur place
             if sum(map(len, waiting[name])) >= CHUNK:
                 fold(name)
 
         return hook
 
-    hooks = [modules[name].register_forward_pre_hook(listen(name)) for name in names]
+    hooks = [modules[name].register_forward_pre_hook(listen(name)) for name in waiting]
     try:
         with torch.no_grad():
             run()
     finally:
         for hook in hooks:
             hook.remove()
-    for name in names:
-        if waiting[name]:
+    for name, inputs in waiting.items():
+        if inputs:
             fold(name)
-    silent = [name for name in names if name not in seen]
-    if silent:
-        raise ValueError(f"run : la couche {silent[0]!r} n'a reçu aucune entrée.")
-    return {name: seen[name] for name in names}
+        if counts[name] == 0:
+            raise ValueError(f"run : la couche {name!r} n'a reçu aucune entrée.")
+    return {name: Calibration.from_sum(totals[name], counts[name], f"run, couche {name!r}") for name in waiting}
 
 
 def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration) -> tuple[Tensor, Tensor, Tensor]:

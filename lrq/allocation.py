@@ -104,12 +104,18 @@ def allocate_ranks(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
     Raises
     ------
     ValueError
-        Noms différents dans `spectra` et `shapes`, ou budget trop petit pour le rang 1 partout.
+        Noms différents dans `spectra` et `shapes`, plus de valeurs singulières que min(m, n), ou budget trop petit
+        pour le rang 1 partout.
     """
     budget = check_integer(budget, "budget")
     if spectra.keys() != shapes.keys() or not spectra:
         raise ValueError(f"shapes : reçu les noms {sorted(shapes)}, attendu ceux de spectra, {sorted(spectra)}.")
     energies = {name: check_spectrum(S, f"spectra[{name!r}]") ** 2 for name, S in spectra.items()}
+    for name, shape in shapes.items():
+        limit = min(check_integer(size, f"shapes[{name!r}]") for size in shape)
+        if len(energies[name]) > limit:
+            received = f"reçu {len(energies[name])} valeurs singulières"
+            raise ValueError(f"spectra[{name!r}] : {received}, attendu au plus min(m, n) = {limit}.")
     costs = {name: sum(shape) for name, shape in shapes.items()}
     left = budget - sum(costs.values())
     if left < 0:

@@ -39,10 +39,10 @@ def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
             f"codes : reçu des valeurs de {codes.min()} à {codes.max()}, attendu {expected} sur {n_bits} bit(s)."
         )
     levels = codes.flatten().to(torch.int16) - low  # 0 … 2^b − 1
-    levels = levels // 2 if binary else levels
-    bits = (levels[:, None] >> torch.arange(n_bits, device=codes.device)) & 1  # (numel, b), poids faible d'abord
+    levels = (levels // 2 if binary else levels).to(torch.uint8)
+    bits = (levels[:, None] >> positions(n_bits, codes)) & 1  # (numel, b), poids faible d'abord
     stream = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8)).view(-1, 8)
-    return (stream << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
+    return (stream << positions(8, codes)).sum(1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: bool = True) -> Tensor:
@@ -66,10 +66,16 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
     numel = torch.Size(shape).numel()
     if packed.numel() != -(-numel * n_bits // 8):
         raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")
-    stream = (packed[:, None] >> torch.arange(8, device=packed.device)) & 1  # (octets, 8)
-    bits = stream.flatten()[: numel * n_bits].view(numel, n_bits).to(torch.int16)
-    levels = (bits << torch.arange(n_bits, device=packed.device)).sum(1)  # 0 … 2^b − 1
+    stream = (packed.flatten()[:, None] >> positions(8, packed)) & 1  # (octets, 8)
+    bits = stream.flatten()[: numel * n_bits].view(numel, n_bits)
+    levels = (bits << positions(n_bits, packed)).sum(1, dtype=torch.uint8)  # 0 … 2^b − 1
     if not signed:
-        return levels.to(torch.uint8).view(shape)
+        return levels.view(shape)
+    levels = levels.to(torch.int16)
     codes = 2 * levels - 1 if n_bits == 1 else levels - 2 ** (n_bits - 1)
     return codes.to(torch.int8).view(shape)
+
+
+def positions(n_bits: int, like: Tensor) -> Tensor:
+    """0 … n_bits − 1, en octets : des décalages en int64 prendraient huit fois la mémoire."""
+    return torch.arange(n_bits, device=like.device, dtype=torch.uint8)

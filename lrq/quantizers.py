@@ -26,9 +26,13 @@ class Granularity:
         """Les éléments de `t`, un bloc par ligne : (blocs, éléments)."""
         raise NotImplementedError
 
-    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
-        """Une valeur par bloc, (blocs,), rangée dans la forme des échelles d'un tenseur de forme `shape`."""
+    def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """La forme des échelles d'un tenseur de forme `shape`."""
         raise NotImplementedError
+
+    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Une valeur par bloc, (blocs,), rangée dans la forme des échelles."""
+        return values.view(self.scale_shape(shape))
 
     def spread(self, scale: Tensor) -> Tensor:
         """Les échelles, prêtes à multiplier le tenseur."""
@@ -42,8 +46,8 @@ class PerTensor(Granularity):
     def blocks(self, t: Tensor) -> Tensor:
         return t.reshape(1, -1)
 
-    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return values.view(())
+    def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        return ()
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,17 @@ class PerChannel(Granularity):
 
     def axis(self, ndim: int) -> int:
         """La dimension, comptée depuis le début."""
+        if ndim == 0:
+            raise ValueError(f"dim : reçu {self.dim!r} pour un scalaire, qui n'a pas de dimension : PerTensor().")
         return check_integer(self.dim, "dim", -ndim, ndim - 1) % ndim
 
     def blocks(self, t: Tensor) -> Tensor:
         axis = self.axis(t.ndim)
         return t.movedim(axis, 0).reshape(t.shape[axis], -1)
 
-    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
-        sizes = [1] * len(shape)
-        sizes[self.axis(len(shape))] = -1
-        return values.view(sizes)
+    def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        axis = self.axis(len(shape))
+        return tuple(size if i == axis else 1 for i, size in enumerate(shape))
 
 
 @dataclass(frozen=True)
@@ -73,15 +78,16 @@ class PerGroup(Granularity):
     size: int = 32
 
     def blocks(self, t: Tensor) -> Tensor:
-        size = check_integer(self.size, "size")
-        if t.ndim == 0 or t.shape[-1] % size:
-            raise ValueError(
-                f"size : reçu {size}, attendu un diviseur de la dernière dimension d'un tenseur {tuple(t.shape)}."
-            )
-        return t.reshape(-1, size)
+        self.scale_shape(t.shape)  # refuse une taille qui ne divise pas
+        return t.reshape(-1, self.size)
 
-    def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return values.view(*shape[:-1], shape[-1] // self.size)
+    def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        size = check_integer(self.size, "size")
+        if len(shape) == 0 or shape[-1] % size:
+            raise ValueError(
+                f"size : reçu {size}, attendu un diviseur de la dernière dimension d'un tenseur {tuple(shape)}."
+            )
+        return *shape[:-1], shape[-1] // size
 
     def spread(self, scale: Tensor) -> Tensor:
         return scale.repeat_interleave(self.size, -1)
@@ -119,7 +125,8 @@ class UniformQuantizer:
     Raises
     ------
     TypeError, ValueError
-        `n_bits` hors de 1 … 8, écrêtage inconnu (le message énumère les noms), `percentile` hors de ]0, 100].
+        `n_bits` hors de 1 … 8, écrêtage inconnu (le message énumère les noms), `percentile` hors de ]0, 100],
+        `granularity` d'une autre classe.
     """
 
     def __init__(
@@ -133,7 +140,7 @@ class UniformQuantizer:
     ):
         self.n_bits = check_bits(n_bits)
         self.symmetric, self.signed = bool(symmetric), bool(signed)
-        self.granularity = granularity or PerTensor()
+        self.granularity = check_granularity(PerTensor() if granularity is None else granularity)
         self.clipping = check_choice(clipping, "clipping", CLIPPINGS)
         self.percentile = check_percentile(percentile, "percentile")
         self.binary = self.symmetric and self.signed and self.n_bits == 1
@@ -165,7 +172,7 @@ class UniformQuantizer:
         x = check_values(t)
         blocks = self.granularity.blocks(x)
         if self.binary:
-            scale, zero_point = blocks.abs().mean(1), torch.zeros(len(blocks), device=x.device)
+            scale, zero_point = mean_magnitude(blocks), torch.zeros(len(blocks), device=x.device)
         else:
             scale, zero_point = self._fit(blocks)
         return self.granularity.arrange(scale, x.shape), self.granularity.arrange(zero_point.int(), x.shape)
@@ -175,11 +182,12 @@ class UniformQuantizer:
         low, high = self._bounds(blocks)
         best = self._grid(low, high)
         if self.clipping == "mse":
+            peak = divisor(torch.maximum(high, -low))[:, None]  # l'erreur en part du pic : son carré ne déborde pas
             least = torch.full_like(low, torch.inf)
             for share in torch.linspace(0.01, 1, 100):
                 scale, zero_point = self._grid(low * share, high * share)
                 codes = self._codes(blocks, scale[:, None], zero_point[:, None])
-                error = ((codes - zero_point[:, None]) * scale[:, None] - blocks).square().sum(1)
+                error = (((codes - zero_point[:, None]) * scale[:, None] - blocks) / peak).square().sum(1)
                 better = error <= least  # à égalité, la grille la plus large
                 best = torch.where(better, scale, best[0]), torch.where(better, zero_point, best[1])
                 least = torch.where(better, error, least)
@@ -204,12 +212,16 @@ class UniformQuantizer:
         steps = self.high - self.low
         scale = high / steps - low / steps  # dans cet ordre, rien ne déborde
         if self.symmetric:
-            return scale, torch.zeros_like(scale)
-        return scale, (self.low - low / divisor(scale)).round().clamp(self.low, self.high)
+            zero_point = torch.zeros_like(scale)
+        else:
+            zero_point = (self.low - low / divisor(scale)).round().clamp(self.low, self.high)
+        farthest = torch.maximum(self.high - zero_point, zero_point - self.low)  # en pas
+        return scale.minimum(torch.finfo(scale.dtype).max / farthest), zero_point  # le dernier niveau reste fini
 
     def _codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Les codes, en flottants ; le gradient passe là où la grille n'écrête pas."""
         v = x * divisor(scale).reciprocal()  # comme torch.fake_quantize_* : multiplier par l'inverse, au bit près
+        v = v.clamp(torch.finfo(v.dtype).min, torch.finfo(v.dtype).max)  # infini, il s'écrête comme un autre
         if self.binary:
             return straight_through(torch.where(x < 0, -1.0, 1.0).to(v.dtype), v.clamp(-1, 1))
         return (straight_through(v.round(), v) + zero_point).clamp(self.low, self.high)
@@ -217,11 +229,21 @@ class UniformQuantizer:
     def fake_quantize(self, t: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Quantifie et déquantifie, en flottants ; dérivable par rapport à `t` et à `scale`.
 
-        Le gradient en `t` passe tel quel là où `t` tombe dans la grille, et s'annule où elle l'écrête ; celui en
-        `scale` est alors celui de LSQ.
+        Le gradient en `t` passe tel quel là où le code est dans la grille, et s'annule où elle l'écrête ; celui en
+        `scale` vaut q − t/Δ, puis, écrêté, q, avec q = code − point zéro.
         """
-        scale, zero_point = self.granularity.spread(scale), self.granularity.spread(zero_point)
+        scale, zero_point = self.spread(scale, t.shape), self.spread(zero_point, t.shape, "zero_point")
         return (self._codes(t, scale, zero_point) - zero_point) * scale
+
+    def spread(self, values: Tensor, shape: torch.Size, name: str = "scale") -> Tensor:
+        """Des échelles ou des points zéro, prêts à rencontrer un tenseur de forme `shape`, et lui seul."""
+        expected = self.granularity.scale_shape(shape)
+        if check_tensor(values, name).shape != expected:
+            raise ValueError(
+                f"{name} : reçu la forme {tuple(values.shape)}, attendu {expected} pour un tenseur {tuple(shape)} et "
+                f"{self.granularity}."
+            )
+        return self.granularity.spread(values)
 
     @torch.no_grad()
     def quantize(self, t: Tensor, scale: Tensor | None = None, zero_point: Tensor | None = None) -> Tensor:
@@ -240,10 +262,13 @@ class UniformQuantizer:
         x = check_values(t)
         if scale is None:
             scale, zero_point = self.compute_scale_zero_point(t)
+        if not (check_tensor(scale, "scale") >= 0).all():  # NaN échoue aussi
+            raise ValueError(f"scale : reçu un minimum de {scale.min()}, attendu des échelles positives ou nulles.")
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
-        codes = self._codes(x, self.granularity.spread(scale), self.granularity.spread(zero_point))
+        codes = self._codes(x, self.spread(scale, x.shape), self.spread(zero_point, x.shape, "zero_point"))
         return codes.to(torch.int8 if self.signed else torch.uint8)
 
+    @torch.no_grad()
     def dequantize(self, q: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         """Les nombres réels que les codes représentent : (q − point zéro) · échelle.
 
@@ -257,14 +282,15 @@ class UniformQuantizer:
         -------
         Tensor, forme de q
         """
-        scale = self.granularity.spread(check_tensor(scale, "scale"))
-        codes = check_tensor(q, "q").to(scale.dtype)
-        return (codes if zero_point is None else codes - self.granularity.spread(zero_point)) * scale
+        shape = check_tensor(q, "q").shape
+        scale = self.spread(scale, shape)
+        codes = q.to(scale.dtype)
+        return (codes if zero_point is None else codes - self.spread(zero_point, shape, "zero_point")) * scale
 
     def quantize_dequantize(self, t: Tensor) -> Tensor:
-        """`t` arrondi à la grille : ce qu'il en reste, dans son dtype."""
+        """`t` arrondi à la grille : ce qu'il en reste, dans son dtype (float32 pour des entiers)."""
         scale, zero_point = self.compute_scale_zero_point(t)
-        return self.dequantize(self.quantize(t, scale, zero_point), scale, zero_point).to(t.dtype)
+        return restore(self.dequantize(self.quantize(t, scale, zero_point), scale, zero_point), t.dtype)
 
     def quantization_error(self, t: Tensor) -> float:
         """Erreur relative ‖t − t̂‖/‖t‖ (Frobenius) ; 0 pour un tenseur nul."""
@@ -324,7 +350,7 @@ class QuantizedTensor:
         codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer._packed_signed)
         if not quantizer.symmetric:
             codes = codes.short() + quantizer.low
-        return quantizer.dequantize(codes, self.scale, self.zero_point).to(self.dtype)
+        return restore(quantizer.dequantize(codes, self.scale, self.zero_point), self.dtype)
 
     def nbytes(self) -> int:
         """Octets occupés : codes, échelles et points zéro."""
@@ -339,6 +365,28 @@ def check_values(t: Tensor) -> Tensor:
     return t.detach().to(working_dtype(t))
 
 
+def check_granularity(granularity: Granularity) -> Granularity:
+    """Rend `granularity`, après avoir exigé une façon de découper, et non son nom."""
+    if not isinstance(granularity, Granularity):
+        raise TypeError(f"granularity : reçu {granularity!r}, attendu PerTensor(), PerChannel(dim) ou PerGroup(size).")
+    return granularity
+
+
+def restore(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` dans le dtype d'où il vient, borné à ses nombres finis ; ce qui vient d'entiers reste flottant.
+
+    Un niveau de la grille dépasse parfois d'un demi-pas les valeurs qu'elle couvre : 65504 déborderait en float16.
+    """
+    if x.dtype == dtype or not dtype.is_floating_point:
+        return x
+    return x.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
+
+
+def mean_magnitude(blocks: Tensor) -> Tensor:
+    """Moyenne de abs(t) de chaque ligne, sommée en float64 : en float32, la somme de grands nombres déborde."""
+    return blocks.abs().mean(1, dtype=torch.float64).to(blocks.dtype)
+
+
 def divisor(scale: Tensor) -> Tensor:
     """L'échelle, ou 1 là où elle est nulle ou si petite que son inverse déborderait : ce qu'elle divise devient 0."""
     return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1)
@@ -349,7 +397,7 @@ def quantile(ordered: Tensor, share: float) -> Tensor:
     position = share * (ordered.shape[1] - 1)
     below = min(int(position), ordered.shape[1] - 1)
     above = min(below + 1, ordered.shape[1] - 1)
-    return torch.lerp(ordered[:, below], ordered[:, above], position - below)
+    return 2 * torch.lerp(ordered[:, below] / 2, ordered[:, above] / 2, position - below)  # l'écart ne déborde pas
 
 
 # --- la grille symétrique, en deux fonctions --------------------------------------------------------------------------

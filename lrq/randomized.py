@@ -17,8 +17,7 @@ from .spectrum import truncation_errors
 from .svd import truncated_svd, working_dtype
 from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank
 
-TINY = 1e-300  # divise une norme nulle
-BLOCK = 2**20  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
+BLOCK = 2**23  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +57,29 @@ def low_rank_error(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
     float
         Exacte à la précision des calculs près ; 0 pour une matrice nulle bien rendue.
     """
-    rows = max(1, BLOCK // W.shape[1])
-    US, Vh = (U * S).to(W.dtype), Vh.to(W.dtype)
+    return residual(check_matrix(W), U, S, Vh)
+
+
+def residual(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
+    """:func:`low_rank_error` d'une matrice déjà vérifiée."""
+    rows, dtype = max(1, BLOCK // W.shape[1]), working_dtype(W)
+    US, Vh = U.to(dtype) * S.to(dtype), Vh.to(dtype)
     error, norm = 0.0, 0.0
-    for block, left in zip(W.split(rows), US.split(rows), strict=True):
-        error = math.hypot(error, float(torch.addmm(block, left, Vh, alpha=-1).norm()))  # W_I − U_I diag(S) Vh
-        norm = math.hypot(norm, float(block.norm()))
+    for part, left in zip(W.split(rows), US.split(rows), strict=True):
+        block = part.to(dtype)
+        error = math.hypot(error, frobenius(torch.addmm(block, left, Vh, alpha=-1)))  # W_I − U_I diag(S) Vh
+        norm = math.hypot(norm, frobenius(block))
+    if not 1e-6 < norm < 1e18:  # les carrés de float32 débordent, ou s'annulent : on recommence à l'échelle 1
+        largest = max(abs(float(extreme)) for extreme in W.aminmax())
+        if largest > 0:
+            return residual(W.to(dtype) / largest, U, S.to(dtype) / largest, Vh)
     return error / norm if error > 0 else 0.0
+
+
+def frobenius(block: Tensor) -> float:
+    """Norme de Frobenius : par morceaux de lignes en précision de calcul, aussi vite qu'on lit, puis en float64."""
+    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in block.split(4096, dim=1)]
+    return float(torch.stack(pieces).norm(dtype=torch.float64))
 
 
 def approximate_svd_large(W: Tensor, rank: int, oversample: int = 10, n_iter: int = 2, seed: int = 0) -> ApproximateSVD:
@@ -104,7 +119,7 @@ def approximate_svd_large(W: Tensor, rank: int, oversample: int = 10, n_iter: in
         generator.manual_seed(check_integer(seed, "seed", 0))
         U, S, V = torch.svd_lowrank(x, q=width, niter=check_integer(n_iter, "n_iter", 0))
     U, S, Vh = U[:, :rank].to(W.dtype), S[:rank].to(W.dtype), V[:, :rank].T.to(W.dtype)
-    return ApproximateSVD(U, S, Vh, low_rank_error(x, U, S, Vh))
+    return ApproximateSVD(U, S, Vh, residual(x, U, S, Vh))
 
 
 def halko_bound(S: Tensor, rank: int, oversample: int = 10) -> float:
@@ -163,17 +178,19 @@ def adaptive_svd(
         rank *= 2
     else:
         svd = ApproximateSVD(*truncated_svd(x, min(W.shape)), error=0.0)
-    energy = (svd.S.double() / max(float(x.norm(dtype=torch.float64)), TINY)) ** 2
-    left = (svd.error**2 + energy.flip(0).cumsum(0).flip(0) - energy).sqrt()  # l'erreur aux rangs 1, 2, …
-    for rank in range(int((left > target_error).sum()) + 1, len(svd.S) + 1):
+    left = (svd.error**2 + (1 - svd.error**2) * truncation_errors(svd.S) ** 2).sqrt()  # l'erreur aux rangs 1, 2, …
+    rank, step = min(int((left > target_error).sum()) + 1, len(left)), 1
+    while True:
         factors = svd.U[:, :rank].to(W.dtype), svd.S[:rank].to(W.dtype), svd.Vh[:rank].to(W.dtype)
-        error = low_rank_error(x, *factors)  # mesurée sur les facteurs tels qu'on les rend, arrondis compris
-        if error <= target_error:
-            return ApproximateSVD(*factors, error)
-    warnings.warn(
-        f"target_error = {target_error:g} est hors d'atteinte en {W.dtype} : l'erreur reste à {error:.3g}.",
-        stacklevel=2,
-    )
+        error = residual(x, *factors)  # mesurée sur les facteurs tels qu'on les rend, arrondis compris
+        if error <= target_error or rank == len(left):
+            break
+        rank, step = min(rank + step, len(left)), 2 * step
+    if error > target_error:
+        warnings.warn(
+            f"target_error = {target_error:g} est hors d'atteinte en {W.dtype} : l'erreur reste à {error:.3g}.",
+            stacklevel=2,
+        )
     return ApproximateSVD(*factors, error)
 
 

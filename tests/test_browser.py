@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
-from lrq.widgets import PhotoExplorer, SpectrumExplorer
+from lrq.widgets import PhotoExplorer, RandomizedExplorer, SpectrumExplorer
 
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -48,6 +48,7 @@ PHONE = {"width": 360, "height": 740}
 TOUCH = 44  # pixels CSS : la plus petite cible qu'un doigt atteint sans viser
 CONTROLS = 'input, select, button, summary, [role="slider"]'
 RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-control="code"]'
+RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 STILL = f"{TWO_FRAMES}.then(() => document.getAnimations().forEach(fade => fade.finish()))"  # sans attendre les fondus
 SETTLED = f"async () => {{ await window.MathJax?.startup?.promise; await document.fonts.ready; await {TWO_FRAMES}; }}"
@@ -82,6 +83,18 @@ COLOURS = """root => [root, ...root.querySelectorAll('*')].map(element => {
   const style = getComputedStyle(element);
   return [style.color, style.backgroundColor, style.borderTopColor, style.fill, style.stroke].join(' ');
 })"""
+# Les étiquettes qui se couvrent, et celles qui sortent de la figure ; les deux lignes d'une même se touchent.
+OVERLAPS = """root => {
+  const frame = root.getBoundingClientRect();
+  const labels = [...root.querySelectorAll('svg .lrq-label')]
+    .filter(text => text.textContent && getComputedStyle(text).visibility === 'visible')
+    .map(text => ({text: text.textContent, box: text.getBoundingClientRect()}));
+  const out = labels.filter(({box}) => box.left < frame.left - 1 || box.right > frame.right + 1);
+  const pairs = labels.flatMap((one, i) => labels.slice(i + 1).map(other => [one, other]));
+  const covered = pairs.filter(([{box: a}, {box: b}]) =>
+    a.left < b.right - 1 && a.right > b.left + 1 && a.top < b.bottom - 4 && a.bottom > b.top + 4);
+  return [...out.map(({text}) => text), ...covered.map(pair => pair.map(({text}) => text).join(' / '))];
+}"""
 # Un geste laisse la page courir sur son élan : on attend que rien ne bouge depuis six images.
 AT_REST = """() => new Promise(done => {
   let before = NaN, still = 0;
@@ -428,16 +441,16 @@ def test_every_control_is_large_enough_for_a_finger(opened, page_name):
 
 
 @explored
-def test_page_fits_a_phone_whatever_the_rank(opened, page_name):
-    """Un nombre plus long, une étiquette poussée au bord : aucun rang ne doit faire défiler de côté."""
+def test_page_fits_a_phone_whatever_the_setting(opened, page_name):
+    """Un nombre plus long, une étiquette poussée au bord : aucun réglage ne doit faire défiler de côté."""
     page = opened(page_name, "phone")
     page.evaluate(UNFOLD)
-    for root in explorers(page, RANK):
-        for value in bounds(root):
-            root.locator(RANK).evaluate(SET, value)
-            rank_after(root, value)
+    for root in explorers(page, RANGE):
+        for control, value in itertools.product(root.locator(RANGE).all(), ("min", "max")):
+            control.evaluate(SET, control.get_attribute(value))
+            page.evaluate(TWO_FRAMES)
             wide = page.evaluate(SIDEWAYS)
-            assert wide is None, f"{label(root)}, rang {value} : {wide}"
+            assert wide is None, f"{label(root, control)}, {value} : {wide}"
 
 
 @explored
@@ -459,7 +472,6 @@ def test_cut_follows_the_mouse(opened, page_name):
 @pytest.mark.parametrize("handle", [RANK, CUT], ids=["curseur", "coupure"])
 def test_keys_move_the_rank(opened, page_name, handle):
     page = opened(page_name)
-    assert explorers(page, RANK), "aucun explorateur de rang sur cette page"
     for root in explorers(page, handle):
         low, high = bounds(root)
         start = min(low + 12, high - 1)
@@ -482,18 +494,93 @@ def test_keys_move_the_rank(opened, page_name, handle):
             assert rank_after(root, expected) == expected, f"{label(root)} : {key}"
 
 
+def settings(root):
+    """Ce que disent les curseurs d'un explorateur, par réglage."""
+    return {control.get_attribute("data-control"): int(control.input_value()) for control in root.locator(RANGE).all()}
+
+
+def settings_after(root, expected):
+    """Ce qu'ils disent après un geste : ce qu'on attend, ou ce qui est resté."""
+    shown = "(root, all) => Object.entries(all).every(([name, place]) =>"
+    waits(root, f"{shown} root.querySelector(`[data-control=${{name}}]`).value === String(place))", expected)
+    return settings(root)
+
+
+@explored
+def test_keys_move_the_point(opened, page_name):
+    page = opened(page_name)
+    for root in explorers(page, POINT):
+        for name in ("oversample", "n_iter"):
+            root.locator(f'[data-control="{name}"]').evaluate(SET, 2)
+        expected = settings_after(root, {"oversample": 2, "n_iter": 2})
+        last = {name: int(root.locator(f'[data-control="{name}"]').get_attribute("max")) for name in expected}
+        for key, change in [
+            ("ArrowRight", {"oversample": 3}),
+            ("ArrowDown", {"n_iter": 3}),
+            ("ArrowLeft", {"oversample": 2}),
+            ("ArrowUp", {"n_iter": 2}),
+            ("End", {"oversample": last["oversample"], "n_iter": last["n_iter"]}),
+            ("ArrowRight", {}),
+            ("Home", {"oversample": 0, "n_iter": 0}),
+            ("ArrowUp", {}),
+        ]:
+            root.locator(POINT).press(key)
+            expected |= change
+            assert settings_after(root, expected) == expected, f"{label(root)} : {key}"
+
+
+@explored
+def test_point_is_picked_by_hand(opened, page_name):
+    """Un clic prend le point le plus proche ; tirer passe de l'un à l'autre."""
+    page = opened(page_name)
+    for root in explorers(page, POINT):
+        for name, place in (("oversample", 0), ("n_iter", 0)):
+            root.locator(f'[data-control="{name}"]').evaluate(SET, place)
+        first = settings_after(root, {"oversample": 0, "n_iter": 0})
+        for gesture in ("click", "drag"):
+            root.locator(POINT).scroll_into_view_if_needed()
+            points = root.locator("svg circle:not([role=slider] *)")
+            boxes = [point.bounding_box() for point in points.all()]
+            lowest = max(boxes, key=lambda box: box["y"])
+            x, y = lowest["x"] + lowest["width"] / 2, lowest["y"] + lowest["height"] / 2
+            if gesture == "click":
+                page.mouse.click(x + 1, y + 1)
+            else:
+                box = root.locator(POINT).bounding_box()
+                page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+                page.mouse.down()
+                page.mouse.move(x, y, steps=4)
+                page.mouse.up()
+            page.evaluate(TWO_FRAMES)
+            picked = settings(root)
+            assert min(picked["n_iter"], picked["oversample"]) > 2, f"{label(root)}, {gesture} : {picked}"
+            root.locator(POINT).press("Home")
+            assert settings_after(root, first) == first
+
+
+@explored
+def test_labels_stay_in_the_drawing_and_apart(opened, page_name, rng):
+    """Des réglages au hasard, sur un téléphone : aucune étiquette n'en couvre une autre ni ne sort de la figure."""
+    page = opened(page_name, "phone")
+    for root in explorers(page, POINT):
+        for _ in range(20):
+            randomize(root, rng)
+            assert root.evaluate(OVERLAPS) == [], settings(root)
+
+
 @explored
 def test_new_verdict_is_announced(opened, page_name):
     page = opened(page_name)
-    for root in explorers(page, RANK):
+    for root in explorers(page, RANGE):
         live = root.locator('[aria-live="polite"]')
         assert live.count() == 1, label(root)
-        for value in bounds(root):  # l'un des deux, au moins, n'est pas le rang de départ
-            before, moved = live.text_content(), rank(root) != value
-            root.locator(RANK).evaluate(SET, value)
+        control = root.locator(RANGE).first
+        for value in (control.get_attribute(side) for side in ("min", "max")):  # l'un des deux n'est pas le départ
+            before, moved = live.text_content(), control.input_value() != value
+            control.evaluate(SET, value)
             if moved:
                 changed = "(root, before) => root.querySelector('[aria-live]').textContent !== before"
-                assert waits(root, changed, before), f"{label(root)}, rang {value} : « {before} » est resté"
+                assert waits(root, changed, before), f"{label(root)}, {value} : « {before} » est resté"
 
 
 @explored
@@ -775,6 +862,17 @@ def test_linked_figures_share_the_smaller_limit(mounted, randn):
     assert noise == []
 
 
+def test_a_linked_figure_takes_the_closest_measured_rank(mounted, randn):
+    spectrum, measured = SpectrumExplorer(randn(40, 40), rank=8), RandomizedExplorer(rank=8)
+    _link = ipywidgets.jslink((spectrum, "rank"), (measured, "rank"))
+    page, noise = mounted([spectrum, measured])
+    roots = page.locator(".lrq-explorer").all()
+    roots[0].locator(RANK).evaluate(SET, 20)
+    assert [rank_after(root, 16) for root in roots] == [16, 16]
+    page.close()
+    assert noise == []
+
+
 @explored
 def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
     """Un doigt posé sur une figure pour faire défiler la page ne déplace pas la coupe ; glissé de côté, il la tire."""
@@ -814,6 +912,19 @@ def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
             x, width, y = middle(target)
             swipe(x + 0.4 * width, y, 60, 0)
             assert waits(root, "(root, start) => Number(root.dataset.rank) > start", start), label(root)
+    for root in explorers(page, POINT):
+        before = {"oversample": 2, "n_iter": 2}
+        for name, place in before.items():
+            root.locator(f'[data-control="{name}"]').evaluate(SET, place)
+        before = settings_after(root, before)
+        for target in [root.locator(".lrq-plot"), *root.locator(RANGE).all()]:
+            x, width, y = middle(target)
+            swipe(x + 0.8 * width, y, 3, -150)
+            assert settings(root) == before, label(root, target)
+        x, width, y = middle(root.locator(".lrq-plot"))
+        swipe(x + 0.3 * width, y, 60, 0)
+        page.evaluate(TWO_FRAMES)
+        assert settings(root) != before, label(root)
 
 
 def test_states_are_light(book):

@@ -21,12 +21,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrq import (
+    CompactSVDLinear,
     FactorizedLinear,
     LoRALayer,
     LowRankAnalysis,
     MultiStageFactorizedLinear,
     QuantizedLowRankLayer,
     SVDCompressedLinear,
+    TruncatedSVDLinear,
+    UniformQuantizer,
+    analyze_svd_approximation_error,
     balanced_factors,
     break_even_rank,
     compare_factorized_vs_standard,
@@ -34,6 +38,7 @@ from lrq import (
     find_optimal_rank,
     quantize_symmetric,
     replace_linears,
+    singular_values,
     truncated_svd,
 )
 from lrq.models import accuracy, load_digits_data, load_digits_network
@@ -41,7 +46,7 @@ from lrq.models import accuracy, load_digits_data, load_digits_network
 PAGE = Path(__file__).parents[1] / "book" / "errata.md"
 TEST_NAME = re.compile(r"test_e(\d+)_(\d+)_(\d+)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-PARTS = ["Le cours écrit", "Ce que cela donne", "Ce que fait `lrq`"]
+PARTS = ["Le cours écrit|Le cours annonce|La ligne piège", "Ce que cela donne", "Ce que fait `lrq`"]
 
 
 # --- La page ----------------------------------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ def test_entries_and_tests_are_the_same():
 @pytest.mark.parametrize("entry", entries() if PAGE.exists() else [])
 def test_what_is_quoted_is_what_runs(entry):
     text = entries()[entry]
-    assert [part for part in PARTS if part in text] == PARTS
+    assert [part for part in PARTS if re.search(rf"^\*\*({part})", text, re.MULTILINE)] == PARTS
     quoted, ours = [code.strip().splitlines() for _, code in FENCE.findall(text)]
     assert len(quoted) <= 2, "une citation du cours tient en deux lignes"
     assert len(ours) == 1
@@ -871,3 +876,186 @@ def test_e11_1_11():
     ours = FactorizedLinear(1024, 512, rank=64)
     torch.manual_seed(1)
     assert torch.equal(ours.U, nn.init.xavier_uniform_(torch.empty(512, 64)))  # aucun tirage avant Xavier
+
+
+# --- Section 11.2 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def truncated():
+    """Une matrice gaussienne, sa troncature au rang 32, par NumPy, et ses valeurs singulières."""
+    torch.manual_seed(0)
+    W, rank = torch.randn(256, 128, dtype=torch.float64), 32
+    U, S, Vh = np.linalg.svd(W.numpy(), full_matrices=False)
+    return W, torch.tensor((U[:, :rank] * S[:rank]) @ Vh[:rank]), S, rank
+
+
+def test_e11_2_1(truncated):
+    """
+    L'erreur est la somme des valeurs singulières abandonnées.
+    """
+    W, W_r, S, rank = truncated
+    m, n = W.shape
+    announced = S[rank:].sum() / np.linalg.norm(W)
+    says("E11.2-1", f"{m} × {n} tronquée au rang {rank}")
+    says("E11.2-1", f"annonce {fr(announced, 2)} fois la norme")
+    says("E11.2-1", f"perdrait que {fr(relative(W, torch.zeros_like(W)), 2)} fois")
+    error = analyze_svd_approximation_error(W)[rank - 1]["error"]
+    assert error == pytest.approx(relative(W, W_r), rel=1e-9)
+    says("E11.2-1", f"erreur mesurée est de {fr(relative(W, W_r), 2)}")
+
+
+def test_e11_2_2(truncated):
+    W, W_r, S, rank = truncated
+    lines = course(
+        """
+        spectral_error = torch.norm(W - W_r, p=2)
+        """,
+        W=W,
+        W_r=W_r,
+    )
+    theirs = float(lines.spectral_error)
+    assert theirs == pytest.approx(np.linalg.norm(W - W_r), rel=1e-9)
+    says("E11.2-2", f"elle rend {fr(theirs, 2)}")
+    spectral_error = singular_values(W)[rank]
+    true = np.linalg.norm((W - W_r).numpy(), 2)
+    assert float(spectral_error) == pytest.approx(true, rel=1e-9)
+    assert float(torch.linalg.norm(W - W_r, 2)) == pytest.approx(true, rel=1e-9)
+    assert true == pytest.approx(S[rank], rel=1e-9)
+    says("E11.2-2", f"$\\sigma_{{{rank + 1}}}$ = {fr(true, 2)}")
+
+
+def test_e11_2_3():
+    """
+    La forme compacte économise du stockage.
+    """
+    torch.manual_seed(0)
+    W = torch.randn(512, 1024)
+    layer = CompactSVDLinear.from_weight_matrix(W, rank=64)
+    kept = TruncatedSVDLinear.from_weight_matrix(W, rank=64)
+    torch.testing.assert_close(layer.reconstruct_weight(), kept.reconstruct_weight(), rtol=1e-3, atol=1e-3)
+    before, after = (sum(p.numel() for p in module.parameters()) for module in (kept, layer))
+    assert before - after == layer.rank
+    says("E11.2-3", f"{layer.in_features} → {layer.out_features} au rang {layer.rank}")
+    says("E11.2-3", f"passe de {fr(before)} à {fr(after)} paramètres, soit {fr(100 * (1 - after / before), 2)} %")
+    assert fr(W.numel() / before, 2) == fr(W.numel() / after, 2)
+    says("E11.2-3", f"×{fr(W.numel() / after, 2)} dans les deux cas")
+
+
+# --- Section 11.4 -----------------------------------------------------------------------------------------------------
+
+
+def test_e11_4_1():
+    lines = course("""
+        class Quantized:
+            def __init__(self, U, n_bits):
+                self.U, self.n_bits = U, n_bits
+
+            def round_trip(self):
+                q_max = 2 ** (self.n_bits - 1) - 1
+                U_scale = max(abs(self.U.data.min().item()), abs(self.U.data.max().item())) / q_max
+                U_q = torch.round(self.U.data / U_scale).clamp(-q_max, q_max).to(torch.int8)
+                return U_q.float() * U_scale
+    """)
+    torch.manual_seed(0)
+    U = torch.randn(512, 64)
+    says("E11.4-1", "{} × {}".format(*U.shape))
+    errors = {n_bits: 100 * relative(U, lines.Quantized(U, n_bits).round_trip()) for n_bits in (8, 9, 10)}
+    says("E11.4-1", f"à {fr(errors[8], 1)} % près sur {fr(8)} bits")
+    says("E11.4-1", f"de {fr(errors[9])} % sur {fr(9)} bits")
+    says("E11.4-1", f"de {fr(errors[10])} % sur {fr(10)} bits")
+    with pytest.raises(ZeroDivisionError):
+        lines.Quantized(U, 1).round_trip()
+    says("E11.4-1", f"{fr(1)} bit donne `q_max` = {2 ** (1 - 1) - 1}")
+    says("E11.4-1", "Au-delà de 8 bits")
+    for n_bits in range(1, 9):
+        QuantizedLowRankLayer(16, 8, rank=4, n_bits=n_bits).quantize()
+    with pytest.raises(ValueError, match="n_bits : reçu 10, attendu un entier entre 1 et 8"):
+        QuantizedLowRankLayer(1024, 512, rank=64, n_bits=10)
+    says("E11.4-1", "va de 1 à 8 bits")
+
+
+def test_e11_4_2():
+    lines = course("""
+        class Quantized(nn.Module):
+            def __init__(self, U, V):
+                super().__init__()
+                self.U, self.V = U, V
+
+            def forward(self, x):
+                U, V = self.U, self.V
+                # y = x @ V @ U^T
+                output = x @ V @ U.T
+                return output
+    """)
+    network, (_, (x, y)) = load_digits_network("mlp"), load_digits_data()
+
+    def theirs(linear):  # une SVD juste, des facteurs quantifiés comme le fait le cours : il ne manque que le biais
+        factors = balanced_factors(linear.weight, min(linear.weight.shape))
+        codes = [quantize_symmetric(t, n_bits=8) for t in factors]
+        return lines.Quantized(*(q.float() * scale for q, scale in codes))
+
+    def ours(linear):
+        rank = min(linear.weight.shape)
+        compressed = QuantizedLowRankLayer.from_linear(linear, rank, n_bits=8)
+        assert torch.equal(compressed.bias, linear.bias)
+        return compressed
+
+    says("E11.4-2", f"sur {fr(8)} bits")
+    says("E11.4-2", f"{len(y)} images")
+    says("E11.4-2", f"de {fr(100 * accuracy(network, x, y), 1)} %")
+    says("E11.4-2", f"à {fr(100 * accuracy(replace_linears(network, theirs), x, y), 1)} %")
+    says("E11.4-2", f"en garde {fr(100 * accuracy(replace_linears(network, ours), x, y), 1)} %")
+
+
+# --- Section 9.6 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cores():
+    """Les noyaux de l'exemple du cours."""
+    torch.manual_seed(0)
+    return [torch.randn(*shape) * 0.1 for shape in ((1, 16, 8), (8, 16, 4), (4, 16, 1))]
+
+
+def test_e9_6_1(cores):
+    lines = course("""
+        def quantize(self):
+            quantizer = UniformQuantizer(n_bits=self.n_bits,
+                                        symmetric=self.symmetric)
+            return quantizer
+    """)
+    with pytest.raises(NameError, match="UniformQuantizer"):
+        lines.quantize(SimpleNamespace(n_bits=8, symmetric=True))
+    quantizer = UniformQuantizer(n_bits=8, symmetric=True)
+    worst = 0.0
+    for core in cores:
+        scale, zero_point = quantizer.compute_scale_zero_point(core)
+        codes = quantizer.quantize(core, scale, zero_point)
+        worst = max(worst, relative(core, quantizer.dequantize(codes, scale, zero_point)))
+    says("E9.6-1", f"codés sur {fr(8)} bits, sont rendus à {fr(100 * worst, 1)} % près")
+
+
+def test_e9_6_2(cores):
+    def theirs(n_bits):
+        codes = [UniformQuantizer(n_bits=n_bits).quantize(core) for core in cores]
+        lines = course(
+            """
+            original_size = sum(c.numel() * 32 for c in cores_tt)
+            quantized_size = sum(c.numel() * 8 for c in q_cores) + len(scales) * 32
+            """,
+            cores_tt=cores,
+            q_cores=codes,
+            scales=cores,  # une échelle par noyau
+        )
+        return lines.original_size / lines.quantized_size
+
+    def ours(n_bits):
+        size = sum(UniformQuantizer(n_bits=n_bits).compress(core).nbytes() for core in cores)
+        assert size == sum(-(-core.numel() * n_bits // 8) + 4 for core in cores)  # les codes, et une échelle chacun
+        return sum(core.nbytes for core in cores) / size
+
+    assert theirs(8) == theirs(4)
+    says("E9.6-2", "Le 8 est écrit d'avance")
+    says("E9.6-2", f"affichée est de ×{fr(theirs(8), 2)} à {fr(8)} bits comme à {fr(4)} bits")
+    says("E9.6-2", f"×{fr(ours(8), 2)} à {fr(8)} bits et de ×{fr(ours(4), 2)} à {fr(4)} bits")

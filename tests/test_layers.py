@@ -16,11 +16,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lrq import (
+    CompactSVDLinear,
     FactorizedLinear,
     LoRALayer,
     MultiStageFactorizedLinear,
     QuantizedLowRankLayer,
     SVDCompressedLinear,
+    TruncatedSVDLinear,
     compare_factorized_vs_standard,
     linear_names,
     replace_linears,
@@ -32,6 +34,8 @@ CONVERT = {
     "FactorizedLinear.svd": FactorizedLinear.from_linear_svd,
     "FactorizedLinear.random": FactorizedLinear.from_linear_random,
     "SVDCompressedLinear": SVDCompressedLinear.from_linear,
+    "TruncatedSVDLinear": TruncatedSVDLinear.from_linear,
+    "CompactSVDLinear": CompactSVDLinear.from_linear,
     "MultiStage[r]": lambda layer, r: MultiStageFactorizedLinear.from_linear(layer, [r]),
     "MultiStage[r, r, r]": lambda layer, r: MultiStageFactorizedLinear.from_linear(layer, [r, r, r]),
     "Quantized8": QuantizedLowRankLayer.from_linear,
@@ -40,6 +44,8 @@ CONVERT = {
 BUILD = {
     "FactorizedLinear": FactorizedLinear,
     "SVDCompressedLinear": SVDCompressedLinear,
+    "TruncatedSVDLinear": TruncatedSVDLinear,
+    "CompactSVDLinear": CompactSVDLinear,
     "MultiStage": lambda n, m, r, **options: MultiStageFactorizedLinear(n, m, [r, r], **options),
     "Quantized": QuantizedLowRankLayer,
 }
@@ -246,10 +252,15 @@ def test_subclasses_convert_to_themselves(convert, linear):
 def test_parameters_and_ratio_by_hand(rng):
     for n, m in rng.integers(2, 40, (10, 2)).tolist():
         r = int(rng.integers(1, min(m, n) + 1))
-        for layer in (FactorizedLinear(n, m, r, bias=True), SVDCompressedLinear(n, m, r, bias=True)):
+        for kind in (FactorizedLinear, SVDCompressedLinear, CompactSVDLinear):
+            layer = kind(n, m, r, bias=True)
             assert layer.count_parameters() == r * (m + n)  # le biais n'en est pas
             assert layer.compression_ratio() == pytest.approx(m * n / (r * (m + n)))
             assert layer.nbytes() == 4 * (r * (m + n) + m)
+        kept = TruncatedSVDLinear(n, m, r, bias=True)  # garde S à part : r nombres de plus
+        assert kept.count_parameters() == r * (m + n + 1)
+        assert kept.compression_ratio() == pytest.approx(m * n / (r * (m + n + 1)))
+        assert kept.nbytes() == 4 * (r * (m + n + 1) + m)
         chain = MultiStageFactorizedLinear(n, m, [r, 1, r])
         assert chain.count_parameters() == n * r + r + r + r * m
         assert chain.compression_ratio() == pytest.approx(m * n / (r * (m + n) + 2 * r))
@@ -264,6 +275,14 @@ def test_nbytes_is_what_safetensors_writes(convert, bias, dtype, linear):
     exact = sum(t.numel() * t.element_size() for t in layer.state_dict().values())
     assert layer.nbytes() == exact
     assert 0 <= saved_bytes(layer) - exact < 8 * len(layer.state_dict())  # safetensors peut aligner ses tenseurs
+
+
+@converted
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_parameters_hold_no_more_memory_than_they_say(convert, rank, linear):
+    for p in convert(linear(13, 9), rank).parameters():  # une vue garderait en vie, et sauverait, toute la SVD
+        assert p.is_contiguous()
+        assert p.untyped_storage().nbytes() == p.nbytes
 
 
 def test_a_rank_pays_only_under_break_even():
@@ -370,6 +389,68 @@ def test_reconstruction_error_of_extremes(linear):
 def test_reconstruction_error_refuses_another_shape():
     with pytest.raises(ValueError, match=r"^original_weight : reçu \(4, 3\), attendu \(3, 4\)"):
         SVDCompressedLinear(4, 3, 2).reconstruction_error(torch.ones(4, 3))
+
+
+# --- TruncatedSVDLinear, CompactSVDLinear, from_weight_matrix ---------------------------------------------------------
+
+BY_MATRIX = [FactorizedLinear, SVDCompressedLinear, TruncatedSVDLinear, CompactSVDLinear]
+
+
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_the_truncated_layer_keeps_its_svd(n, m, linear):
+    source = linear(n, m, dtype=torch.float64)
+    layer = TruncatedSVDLinear.from_linear(source, 4)
+    assert (layer.U.shape, layer.S.shape, layer.V.shape) == ((m, 4), (4,), (n, 4))
+    torch.testing.assert_close(layer.U.T @ layer.U, torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(layer.V.T @ layer.V, torch.eye(4, dtype=torch.float64))
+    np.testing.assert_allclose(layer.S.detach().numpy(), scipy.linalg.svdvals(source.weight.detach().numpy())[:4])
+
+
+def test_zeroing_a_singular_value_lowers_the_rank(linear):
+    source = linear(12, 9, dtype=torch.float64)
+    layer = TruncatedSVDLinear.from_linear(source, 5)
+    with torch.no_grad():
+        layer.S[3:] = 0
+    smaller = TruncatedSVDLinear.from_linear(source, 3)
+    torch.testing.assert_close(layer.reconstruct_weight(), smaller.reconstruct_weight())
+
+
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_the_compact_layer_shares_its_singular_values(n, m, linear):
+    source = linear(n, m, dtype=torch.float64)
+    layer, kept = CompactSVDLinear.from_linear(source, 4), TruncatedSVDLinear.from_linear(source, 4)
+    assert (layer.A.shape, layer.B.shape) == ((m, 4), (4, n))
+    torch.testing.assert_close(layer.A.T @ layer.A, kept.S.diag())
+    torch.testing.assert_close(layer.B @ layer.B.T, kept.S.diag())
+    torch.testing.assert_close(layer.reconstruct_weight(), kept.reconstruct_weight())
+    assert kept.count_parameters() - layer.count_parameters() == 4  # tout ce que la forme compacte épargne
+
+
+@pytest.mark.parametrize("kind", BY_MATRIX)
+@pytest.mark.parametrize("make", [lambda W: W, lambda W: W.numpy(), nn.Parameter, lambda W: W.half(), lambda W: W.T])
+def test_from_a_matrix_as_from_a_layer(kind, make, randn, linear):
+    W = make(randn(9, 9))
+    layer = kind.from_weight_matrix(W, 4)
+    source = linear(9, 9, bias=False)
+    source.weight = nn.Parameter(torch.as_tensor(W).detach().clone())
+    assert layer.bias is None
+    assert unchanged(layer, snapshot(kind.from_linear(source, 4)))
+    assert all(p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("kind", BY_MATRIX)
+def test_a_bad_matrix_is_named(kind):
+    for W, error, message in [
+        (torch.ones(3), ValueError, r"reçu un tenseur de forme \(3,\)"),
+        (torch.full((6, 4), math.nan), ValueError, r"24 élément\(s\) sur 24 sont NaN"),
+        (nn.Linear(4, 6), TypeError, "reçu une couche Linear, attendu sa matrice"),
+        ([[1.0]], TypeError, "reçu list"),
+    ]:
+        with pytest.raises(error, match=rf"^W : {message}"):
+            kind.from_weight_matrix(W, 2)
+    for rank, error in [(0, ValueError), (5, ValueError), (2.5, TypeError), (True, TypeError)]:
+        with pytest.raises(error, match=r"^rank : reçu"):
+            kind.from_weight_matrix(torch.ones(6, 4), rank)
 
 
 # --- MultiStageFactorizedLinear ---------------------------------------------------------------------------------------

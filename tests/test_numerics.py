@@ -58,6 +58,8 @@ def test_javascript_agrees_with_pytorch(gaps, cases):
         ("k < rank", "k < rank - 1", "produit U_r (U_rᵀ W)"),
         ("Math.ceil((m * rank * bits) / 8)", "Math.floor((m * rank * bits) / 8)", "QuantizedLowRankLayer.nbytes"),
         ("kept < threshold", "kept <= threshold", "rank_for_energy"),
+        ("rank / (oversample - 1)", "rank / oversample", "halko_bound"),
+        ("error / optimum - 1", "error - optimum", "RandomizedExplorer.excess"),
         ("Math.sqrt(m) + Math.sqrt(n)", "Math.sqrt(m + n)", "marchenko_pastur_edge"),
     ],
 )

@@ -1,24 +1,504 @@
-"""Quantifier n'écarte jamais de plus d'un demi-pas, et ranger les bits ne perd rien : NumPy les relit un par un."""
+"""Quantifier rend le niveau le plus proche, sur la grille que NumPy calcule à part, quels que soient les réglages."""
 
 import math
+import re
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from lrq import dequantize, pack_bits, quantize_symmetric, unpack_bits
+from lrq import (
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    UniformQuantizer,
+    dequantize,
+    quantize_symmetric,
+)
+from lrq.quantizers import CLIPPINGS
 
 BITS = range(1, 9)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+SYMMETRIC = [pytest.param(True, id="symétrique"), pytest.param(False, id="asymétrique")]
+SIGNED = [pytest.param(True, id="signée"), pytest.param(False, id="non signée")]
+GRANULARITIES = [PerTensor(), PerChannel(0), PerChannel(1), PerChannel(-1), PerGroup(1), PerGroup(4), PerGroup(8)]
+TINY = torch.finfo(torch.float32).tiny
 
 
-def random_codes(rng, n_bits, *shape):
-    if n_bits == 1:
-        return torch.tensor(rng.choice([-1, 1], shape), dtype=torch.int8)
-    return torch.tensor(rng.integers(-(2 ** (n_bits - 1)), 2 ** (n_bits - 1), shape), dtype=torch.int8)
+def combinations(function):
+    """Toutes les grilles : 1 à 8 bits, symétrique ou non, signée ou non, et leurs trois écrêtages."""
+    for name, values in (("n_bits", BITS), ("symmetric", SYMMETRIC), ("signed", SIGNED), ("clipping", CLIPPINGS)):
+        function = pytest.mark.parametrize(name, values)(function)
+    return function
 
 
-# --- la grille --------------------------------------------------------------------------------------------------------
+def grid_bounds(n_bits, symmetric, signed):
+    """Les codes extrêmes, écrits cas par cas."""
+    if not signed:
+        return 0, 2**n_bits - 1
+    if symmetric:
+        return (-1, 1) if n_bits == 1 else (-(2 ** (n_bits - 1)) + 1, 2 ** (n_bits - 1) - 1)
+    return -(2 ** (n_bits - 1)), 2 ** (n_bits - 1) - 1
+
+
+def block_indices(granularity, shape):
+    """Le numéro du bloc de chaque élément, par NumPy."""
+    where = np.indices(shape)
+    if isinstance(granularity, PerTensor):
+        return np.zeros(shape, dtype=int)
+    if isinstance(granularity, PerChannel):
+        return where[granularity.dim]
+    groups = shape[-1] // granularity.size
+    return np.arange(np.prod(shape[:-1], dtype=int)).reshape(shape[:-1])[..., None] * groups + (
+        where[-1] // granularity.size
+    )
+
+
+def some(rng, values, count):
+    """Quelques-uns, tirés au sort : la recherche de ``mse`` essaie cent grilles, et tous les lui donner serait long."""
+    return [values[i] for i in rng.permutation(len(values))[:count]]
+
+
+def check_grid(quantizer, t):
+    """Codes dans la grille, le plus proche niveau pour chacun, zéro exact, rien d'infini ; rend erreur, pas et t̂.
+
+    Les niveaux sont recalculés par NumPy en float64, et essayés tous.
+    """
+    bits, symmetric, signed = quantizer.n_bits, quantizer.symmetric, quantizer.signed
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    codes = quantizer.quantize(t, scale, zero_point)
+    back = quantizer.dequantize(codes, scale, zero_point)
+    assert scale.dtype == (torch.float64 if t.dtype == torch.float64 else torch.float32)
+    assert zero_point.dtype == torch.int32
+    assert codes.dtype == (torch.int8 if signed else torch.uint8)
+    assert codes.shape == back.shape == t.shape
+    low, high = grid_bounds(bits, symmetric, signed)
+    binary = symmetric and signed and bits == 1
+    assert int(codes.min()) >= low
+    assert int(codes.max()) <= high
+    assert not binary or (codes != 0).all()
+    assert torch.isfinite(scale).all()
+    assert (scale >= 0).all()
+    assert not symmetric or (zero_point == 0).all()
+    assert torch.isfinite(back).all()
+    index = block_indices(quantizer.granularity, tuple(t.shape))
+    step = scale.double().numpy().reshape(-1)[index]
+    zero = zero_point.numpy().reshape(-1)[index]
+    x = t.detach().double().numpy()
+    np.testing.assert_allclose(back.double().numpy(), (codes.double().numpy() - zero) * step, rtol=1e-6)
+    every = np.array([-1, 1]) if binary else np.arange(low, high + 1)
+    distance = np.abs((every - zero[..., None]) * step[..., None] - x[..., None]).min(-1)
+    error = np.abs(back.double().numpy() - x)
+    lost = (step < TINY) & (not binary)  # un pas plus petit que le plus petit float32 normal : le bloc devient nul
+    assert (np.abs(x)[lost & (step > 0)] < 300 * TINY).all() or quantizer.clipping == "percentile"
+    assert (error[~lost] <= (distance + 1e-4 * step + 1e-6 * np.abs(x))[~lost]).all()
+    assert (np.abs(back.double().numpy())[lost] <= 128 * 2 * TINY).all()
+    if not binary:
+        at_zero = quantizer.quantize(torch.zeros_like(t), scale, zero_point)
+        assert (quantizer.dequantize(at_zero, scale, zero_point) == 0).all(), "zéro n'est plus exact"
+    return error, step, back
+
+
+# --- toutes les grilles -----------------------------------------------------------------------------------------------
+
+
+@combinations
+def test_codes_are_the_nearest_levels(n_bits, symmetric, signed, clipping, randn, rng):
+    """Partout, et à un demi-pas au plus là où rien n'est écrêté."""
+    whole = (randn(4, 16, 3) + float(rng.normal())) * float(10 ** rng.uniform(-3, 3))
+    t = whole.movedim(-1, 1)[:, :, ::2]  # (4, 3, 8), ni contigu ni dense
+    for granularity in some(rng, GRANULARITIES, 2) if clipping == "mse" else GRANULARITIES:
+        quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity, clipping, float(rng.uniform(50, 100)))
+        error, step, _ = check_grid(quantizer, t)
+        if clipping == "min_max" and not (symmetric and n_bits == 1):
+            kept = t.numpy() >= 0 if symmetric and not signed else np.ones(t.shape, dtype=bool)
+            assert (error <= step * (0.5 + 1e-4) + 1e-6 * np.abs(t.numpy()))[kept].all()
+            if isinstance(granularity, PerTensor) and kept.sum() > 20:
+                assert (error > 0.3 * step)[kept].any(), "arrondir à un demi-pas de moins aurait passé aussi"
+
+
+@combinations
+def test_extreme_tensors(n_bits, symmetric, signed, clipping, randn, rng):
+    noise = randn(2, 3, 2, 8)
+    holes = noise.clone()
+    holes[0] = 0
+    holes[..., :4] = 0
+    spread = noise * torch.tensor(10.0 ** rng.uniform(-30, 30, (2, 1, 1, 1)), dtype=torch.float32)
+    extremes = torch.tensor(rng.uniform(-3e38, 3e38, (2, 3, 2, 8)), dtype=torch.float32)
+    extremes[0, 0, 0, :2] = torch.tensor([-3e38, 3e38])
+    tensors = [
+        torch.zeros(2, 3, 2, 8),  # zéros
+        torch.full((2, 3, 2, 8), float(rng.uniform(0.1, 9))),  # constante
+        torch.full((2, 3, 2, 8), -float(rng.uniform(0.1, 9))),  # constante négative
+        holes,  # blocs nuls à côté d'autres
+        spread,  # ordres de grandeur mêlés
+        noise * 1e-38,  # 1e-38
+        noise * 1e-30,  # 1e-30
+        noise * 1e30,  # 1e30
+        extremes,  # 3e38
+        torch.cat([extremes[:1].abs().neg(), extremes[:1].abs() / 6]),  # −3e38 … 5e37
+        torch.sign(noise) * torch.finfo(torch.float32).max,  # le plus grand float32
+    ]
+    stacked = torch.stack(tensors)  # (tenseurs, 2, 3, 2, 8) : une échelle par tenseur, puis par groupe
+    zero = stacked[:, :, :, :, :4] == 0
+    for granularity in (PerChannel(0), PerGroup(4)):
+        quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity, clipping)
+        _, _, back = check_grid(quantizer, stacked)
+        assert (back[0] == 0).all(), "le tenseur nul ne l'est plus"
+        if isinstance(granularity, PerGroup):
+            assert (back[..., :4][zero] == 0).all(), "un groupe nul ne l'est plus"
+    if clipping != "percentile" and (signed or not symmetric):  # 1e30 n'est pas devenu zéro
+        assert UniformQuantizer(n_bits, symmetric, signed, None, clipping).quantization_error(noise * 1e30) < 1
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 3, 8])
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_scaling_by_a_power_of_two_scales_everything(n_bits, symmetric, signed, clipping, randn, rng):
+    """Au bit près : un carré qui déborde ou s'annule, dans la recherche de ``mse``, y ferait un autre choix."""
+    t = randn(4, 8)
+    quantizer = UniformQuantizer(n_bits, symmetric, signed, some(rng, [PerTensor(), PerGroup(4)], 1)[0], clipping)
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    codes = quantizer.quantize(t, scale, zero_point)
+    for power in (2.0**100, 2.0**-100):
+        other_scale, other_zero_point = quantizer.compute_scale_zero_point(t * power)
+        assert torch.equal(other_scale, scale * power)
+        assert torch.equal(other_zero_point, zero_point)
+        assert torch.equal(quantizer.quantize(t * power, other_scale, other_zero_point), codes)
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+def test_shapes_and_dtypes(n_bits, symmetric, randn, rng):
+    for shape in [(), (1,), (7,), (3, 5), (2, 1, 3), (2, 3, 2, 2)]:
+        check_grid(UniformQuantizer(n_bits, symmetric, clipping=str(rng.choice(CLIPPINGS))), randn(*shape))
+    for granularity in (PerChannel(0), PerGroup(7)):
+        check_grid(UniformQuantizer(n_bits, symmetric, True, granularity, str(rng.choice(CLIPPINGS))), randn(7))
+    quantizer = UniformQuantizer(n_bits, symmetric, clipping=str(rng.choice(CLIPPINGS)))
+    for dtype in DTYPES:
+        t = randn(5, 6, dtype=dtype)
+        check_grid(quantizer, t)
+        back = quantizer.quantize_dequantize(t)
+        assert back.dtype == dtype
+        wide = t if dtype == torch.float64 else t.float()
+        assert torch.equal(back, quantizer.quantize_dequantize(wide).to(dtype))  # calculé en float32, puis arrondi
+        assert torch.equal(quantizer.compress(t).dequantize(), back)
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+def test_integers_come_back_as_floats(n_bits, rng):
+    t = torch.tensor(rng.integers(-90, 90, (4, 5)))
+    quantizer = UniformQuantizer(n_bits)
+    back = quantizer.quantize_dequantize(t)
+    assert torch.equal(back, quantizer.quantize_dequantize(t.float()))
+    assert torch.equal(quantizer.compress(t).dequantize(), back)
+    assert quantizer.quantization_error(t) == quantizer.quantization_error(t.float())
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+def test_largest_float16_does_not_overflow(n_bits, symmetric, rng):
+    """Sur 2 bits, [−60000, 10000] a un niveau à −70000, que float16 ne sait pas écrire."""
+    quantizer = UniformQuantizer(n_bits, symmetric)
+    for low, high in [(-60000, 10000), (-65504, 65504), (-65504, float(rng.uniform(0, 65504)))]:
+        t = torch.tensor([low, high], dtype=torch.float16)
+        for back in (quantizer.quantize_dequantize(t), quantizer.compress(t).dequantize()):
+            assert torch.isfinite(back).all()
+    if n_bits == 2 and not symmetric:
+        t = torch.tensor([-60000.0, 10000.0])
+        assert quantizer.quantize_dequantize(t).min() < -65504, "la grille ne dépasse plus : ce test ne prouve rien"
+
+
+@pytest.mark.parametrize("n_bits", [1, 2, 3, 8])
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_each_block_is_quantized_as_if_alone(n_bits, symmetric, signed, clipping, randn, rng):
+    """Au bit près : une dimension, un groupe, une tranche ; et par groupes, c'est par lignes du tenseur redécoupé."""
+    t = randn(3, 4, 8)
+
+    def results(granularity, x):
+        quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity, clipping, 90)
+        scale, zero_point = quantizer.compute_scale_zero_point(x)
+        codes = quantizer.quantize(x, scale, zero_point)
+        return codes, quantizer.dequantize(codes, scale, zero_point), scale, zero_point
+
+    dim, size = int(rng.integers(-3, 3)), int(rng.choice([1, 2, 4, 8]))
+    codes, back, scale, zero_point = results(PerChannel(dim), t)
+    assert scale.shape == zero_point.shape == tuple(t.shape[i] if i == dim % 3 else 1 for i in range(3))
+    for i in some(rng, range(t.shape[dim]), 1 if clipping == "mse" else 3):
+        alone = results(PerTensor(), t.select(dim, i))
+        assert torch.equal(codes.select(dim, i), alone[0])
+        assert torch.equal(back.select(dim, i), alone[1])
+        assert scale.flatten()[i] == alone[2]
+        assert zero_point.flatten()[i] == alone[3]
+    ours = results(PerGroup(size), t)
+    assert ours[2].shape == ours[3].shape == (3, 4, 8 // size)
+    for mine, theirs in zip(ours, results(PerChannel(0), t.reshape(-1, size)), strict=True):
+        assert torch.equal(mine.flatten(), theirs.flatten())
+    if size > 1:  # d'autres voisins, d'autres échelles
+        assert not torch.equal(ours[2], results(PerGroup(size), t.transpose(1, 2).reshape(3, 4, 8))[2])
+
+
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+def test_finer_blocks_never_hurt_when_levels_are_even(symmetric, signed, randn):
+    """À 8 bits, sur des lignes d'échelles très différentes : par tenseur, les petites lignes sont écrasées."""
+    t = randn(6, 32).abs() * 10.0 ** torch.arange(-3, 3)[:, None]
+    errors = []
+    for granularity in (PerTensor(), PerChannel(0), PerGroup(8)):
+        back = UniformQuantizer(8, symmetric, signed, granularity).quantize_dequantize(t)
+        errors.append(float((t - back)[0].norm() / t[0].norm()))
+    assert errors[0] > 0.5
+    assert errors[2] < errors[1] < 0.02
+
+
+@pytest.mark.parametrize("signed", SIGNED)
+@pytest.mark.parametrize("n_bits", BITS)
+def test_asymmetric_grid_covers_the_range(n_bits, signed, randn, rng):
+    """L'échelle et le point zéro de NumPy ; toutes les valeurs positives : le premier niveau reste zéro."""
+    low, high = grid_bounds(n_bits, False, signed)
+    for shift in (-9.0, float(rng.normal()), 9.0):
+        t = randn(50, dtype=torch.float64) + shift
+        scale, zero_point = UniformQuantizer(n_bits, False, signed).compute_scale_zero_point(t)
+        left, right = min(float(t.min()), 0.0), max(float(t.max()), 0.0)
+        assert float(scale) == pytest.approx((right - left) / (2**n_bits - 1), rel=1e-12)
+        assert abs(float(zero_point) - (low - left / float(scale))) <= 0.5 + 1e-9
+        assert low <= int(zero_point) <= high
+        assert shift != 9.0 or int(zero_point) == low
+        assert shift != -9.0 or int(zero_point) == high
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
+@pytest.mark.parametrize("signed", SIGNED)
+def test_eight_bit_codes_are_those_of_torch(signed, randn, rng):
+    """torch.quantize_per_tensor et torch.quantize_per_channel, au code près ; les codes ne bougent pas d'un."""
+    kind = torch.qint8 if signed else torch.quint8
+    t = randn(5, 64) * float(rng.uniform(0.1, 10))
+    quantizer = UniformQuantizer(8, False, signed)
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    theirs = torch.quantize_per_tensor(t, float(scale), int(zero_point), kind)
+    assert torch.equal(quantizer.quantize(t), theirs.int_repr())
+    torch.testing.assert_close(quantizer.quantize_dequantize(t), theirs.dequantize(), rtol=0, atol=1e-4 * float(scale))
+    quantizer = UniformQuantizer(8, False, signed, PerChannel(0))
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    theirs = torch.quantize_per_channel(t, scale.flatten().double(), zero_point.flatten(), 0, kind)
+    assert (quantizer.quantize(t).int() - theirs.int_repr().int()).abs().max() <= 1  # torch y divise en float64
+    assert (quantizer.quantize(t) != theirs.int_repr()).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_one_bit_is_the_sign_times_the_mean_of_each_block(granularity, randn):
+    t = randn(4, 3, 8, dtype=torch.float64)
+    back = UniformQuantizer(1, granularity=granularity).quantize_dequantize(t).numpy()
+    index = block_indices(granularity, t.shape)
+    for block in np.unique(index):
+        values = t.numpy()[index == block]
+        np.testing.assert_allclose(back[index == block], np.sign(values) * np.abs(values).mean(), rtol=1e-12)
+    huge = torch.full((3, 40), 3e38)
+    np.testing.assert_allclose(UniformQuantizer(1).quantize_dequantize(huge), 3e38, rtol=1e-6)  # la somme déborde
+
+
+# --- où s'arrête la grille --------------------------------------------------------------------------------------------
+
+
+def numpy_scale(values, n_bits, symmetric, signed, percentile):
+    """L'échelle d'un bloc aux centiles, par numpy.quantile."""
+    tail = (100 - percentile) / 100
+    if symmetric and signed:
+        return np.quantile(np.abs(values), 1 - tail) / (2 ** (n_bits - 1) - 1)
+    low, high = np.quantile(values, [tail / 2, 1 - tail / 2])
+    return (max(high, 0) - (0 if symmetric else min(low, 0))) / (2**n_bits - 1)
+
+
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerGroup(8)], ids=str)
+def test_percentiles_are_those_of_numpy(symmetric, signed, granularity, randn, rng):
+    for n_bits in (2, 5, 8):
+        t = randn(5, 7, 16, dtype=torch.float64) + float(rng.normal())
+        index = block_indices(granularity, t.shape)
+        for percentile in (100, 99.9, 50, float(rng.uniform(1, 100))):
+            quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity, "percentile", percentile)
+            scale = quantizer.compute_scale_zero_point(t)[0].flatten().numpy()
+            expected = [
+                numpy_scale(t.numpy()[index == block], n_bits, symmetric, signed, percentile)
+                for block in range(len(scale))
+            ]
+            np.testing.assert_allclose(scale, expected, rtol=1e-10, atol=1e-14)
+            widest = UniformQuantizer(n_bits, symmetric, signed, granularity).compute_scale_zero_point(t)[0]
+            if percentile == 100:
+                np.testing.assert_array_equal(scale, widest.flatten().numpy())
+            elif percentile <= 50 and signed:
+                assert (scale < widest.flatten().numpy()).all()
+
+
+def test_percentile_clips_an_outlier(randn):
+    t = randn(1000)
+    t[17] = 1e30
+    quantizer = UniformQuantizer(8, clipping="percentile", percentile=99)
+    codes, back = quantizer.quantize(t), quantizer.quantize_dequantize(t)
+    assert int(codes[17]) == 127
+    assert float((back - t)[:17].norm() / t[:17].norm()) < 0.5
+    assert UniformQuantizer(8).quantize_dequantize(t)[:17].norm() == 0  # aux extrêmes, tout le reste est écrasé
+    t = t * 1e-30
+    t[17] = 1e30  # le quotient par l'échelle déborde : il s'écrête comme un autre
+    assert int(quantizer.quantize(t)[17]) == 127
+    fake = quantizer.fake_quantize(t, *quantizer.compute_scale_zero_point(t))
+    assert torch.equal(fake, quantizer.quantize_dequantize(t))
+
+
+@pytest.mark.parametrize("n_bits", [5, 8])  # à 2 bits, un niveau déborderait, et le pas est réduit
+def test_percentile_between_opposite_extremes_does_not_overflow(n_bits):
+    """De −3·10³⁸ à 3·10³⁸, l'écart que l'interpolation parcourt dépasse le plus grand float32."""
+    t = torch.tensor([-3e38, 3e38])
+    for percentile in (100, 99):
+        scale, _ = UniformQuantizer(
+            n_bits, False, clipping="percentile", percentile=percentile
+        ).compute_scale_zero_point(t)
+        expected = numpy_scale(t.double().numpy(), n_bits, False, True, percentile)
+        assert float(scale) == pytest.approx(expected, rel=1e-5)
+
+
+def brute_force(values, n_bits, symmetric, signed):
+    """L'erreur quadratique des cent grilles, en float64 : (échelle, erreur) de chacune."""
+    low, high = grid_bounds(n_bits, symmetric, signed)
+    left, right = min(values.min(), 0), max(values.max(), 0)
+    if symmetric:
+        left, right = (-np.abs(values).max(), np.abs(values).max()) if signed else (0, right)
+    found = []
+    for share in np.arange(1, 101) / 100:
+        scale = share * (right - left) / (high - low)
+        zero_point = 0 if symmetric else np.clip(np.round(low - share * left / scale), low, high)
+        codes = np.clip(np.round(values / scale) + zero_point, low, high)
+        found.append((scale, (((codes - zero_point) * scale - values) ** 2).sum()))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+def test_mse_is_the_best_of_a_hundred_grids(n_bits, symmetric, signed, rng):
+    if n_bits == 1 and symmetric and signed:
+        pytest.skip("à 1 bit, la moyenne de abs(t) est déjà le minimum")
+    size = 60
+    t = torch.tensor(rng.standard_t(2, (4, size)) * 10.0 ** rng.uniform(-25, 25, (4, 1)), dtype=torch.float32)
+    t = t.abs() if symmetric and not signed else t  # sinon, l'erreur est surtout celle des négatifs
+    quantizer = UniformQuantizer(n_bits, symmetric, signed, PerGroup(size), "mse")
+    scale, _ = quantizer.compute_scale_zero_point(t)
+    back = quantizer.quantize_dequantize(t).double().numpy()
+    widest = UniformQuantizer(n_bits, symmetric, signed, PerGroup(size)).quantize_dequantize(t).double().numpy()
+    for i, values in enumerate(t.double().numpy()):
+        scales, errors = brute_force(values, n_bits, symmetric, signed).T
+        error = ((back[i] - values) ** 2).sum()
+        assert error <= errors.min() * (1 + 1e-4)
+        assert error >= errors.min() * (1 - 1e-4)
+        assert error <= ((widest[i] - values) ** 2).sum() * (1 + 1e-5)
+        assert np.abs(float(scale[i, 0]) / scales - 1).min() < 1e-5, "une échelle qui n'est pas des cent"
+        assert errors.max() > 1.01 * errors.min(), "toutes les grilles se valent : ce test ne prouve rien"
+
+
+def test_mse_beats_the_extremes_on_heavy_tails(rng):
+    t = torch.tensor(rng.laplace(size=(4, 500)), dtype=torch.float32)
+    for n_bits in (2, 3, 4):
+        errors = {c: UniformQuantizer(n_bits, clipping=c).quantization_error(t) for c in CLIPPINGS}
+        assert errors["mse"] < 0.9 * errors["min_max"]
+
+
+def test_quantization_error_is_that_of_numpy(randn):
+    t = randn(6, 10)
+    quantizer = UniformQuantizer(3, False)
+    back = quantizer.quantize_dequantize(t).double().numpy()
+    expected = np.linalg.norm(back - t.double().numpy()) / np.linalg.norm(t.double().numpy())
+    assert quantizer.quantization_error(t) == pytest.approx(expected, rel=1e-12)
+    assert quantizer.quantization_error(torch.zeros(3)) == 0
+    assert 0 < quantizer.quantization_error(t * 1e30) < 1
+
+
+# --- ce qui est rangé -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+def test_stored_bytes_are_the_claimed_bits(n_bits, symmetric, signed, randn, rng):
+    """Le fichier safetensors, moins son en-tête, pèse b bits par nombre, 32 par échelle et 8 par point zéro."""
+    for rows, columns in [(64, 64), (int(rng.integers(65, 90)), 96)]:
+        t = randn(rows, columns)
+        for granularity, scales in ((PerTensor(), 1), (PerChannel(0), rows), (PerGroup(32), rows * columns // 32)):
+            stored = UniformQuantizer(n_bits, symmetric, signed, granularity).compress(t)
+            tensors = {"codes": stored.packed, "échelles": stored.scale}
+            if stored.zero_point is not None:
+                tensors["points zéro"] = stored.zero_point
+            assert symmetric == (stored.zero_point is None)
+            file = safetensors.torch.save(tensors)
+            content = len(file) - 8 - int.from_bytes(file[:8], "little")
+            claimed = n_bits * t.numel() + 32 * scales + (0 if symmetric else 8 * scales)
+            assert content == stored.nbytes() == sum(x.nbytes for x in tensors.values())
+            assert 8 * content == pytest.approx(claimed, rel=0.01)
+            assert n_bits == 8 or 8 * t.numel() > 1.01 * claimed or scales > 1, "un code par octet aurait passé aussi"
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+def test_stored_tensor_gives_back_the_same_bits(n_bits, symmetric, signed, randn, rng):
+    shape = (int(rng.integers(1, 4)), int(rng.integers(1, 6)), 8)
+    for granularity in GRANULARITIES:
+        t = randn(*shape) + 0.5
+        quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity)
+        stored, expected = quantizer.compress(t), quantizer.quantize_dequantize(t)
+        assert torch.equal(stored.dequantize(), expected)
+        loaded = safetensors.torch.load(safetensors.torch.save({"packed": stored.packed, "scale": stored.scale}))
+        assert torch.equal(loaded["packed"], stored.packed)
+        assert torch.equal(loaded["scale"], stored.scale)
+        assert stored.packed.nbytes == math.ceil(t.numel() * n_bits / 8)
+
+
+def test_every_scale_and_zero_point_is_needed(randn):
+    """L'un ou l'autre changé, le tenseur n'est plus le même."""
+    t = randn(4, 8)
+    quantizer = UniformQuantizer(4, False, granularity=PerChannel(0))
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    codes, expected = quantizer.quantize(t), quantizer.quantize_dequantize(t)
+    assert torch.equal(quantizer.dequantize(codes, scale, zero_point), expected)
+    assert not torch.equal(quantizer.dequantize(codes, scale), expected)
+    assert not torch.equal(quantizer.dequantize(codes, scale.roll(1, 0), zero_point), expected)
+    assert not torch.equal(quantizer.dequantize(codes, scale, zero_point.roll(1, 0) + 1), expected)
+
+
+# --- rien n'est suivi, rien n'est changé ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bits", [1, 4])
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("signed", SIGNED)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_nothing_is_changed_nor_followed(n_bits, symmetric, signed, clipping, randn, rng):
+    t = torch.nn.Parameter(randn(4, 8))
+    copy = t.detach().clone()
+    for granularity in some(rng, [PerTensor(), PerChannel(1), PerGroup(4)], 1):
+        quantizer = UniformQuantizer(n_bits, symmetric, signed, granularity, clipping)
+        scale, zero_point = quantizer.compute_scale_zero_point(t)
+        kept = scale.clone(), zero_point.clone()
+        followed = torch.nn.Parameter(scale.clone())
+        codes = quantizer.quantize(t, followed, zero_point)
+        codes_copy = codes.clone()
+        stored = quantizer.compress(t)
+        results = [scale, zero_point, codes, quantizer.quantize_dequantize(t), stored.packed, stored.dequantize()]
+        results.append(quantizer.dequantize(codes, followed, zero_point))
+        quantizer.quantization_error(t)
+        quantizer.fake_quantize(t, scale, zero_point)
+        assert not any(x.requires_grad for x in results)
+        assert torch.equal(t, copy)
+        assert torch.equal(codes, codes_copy)
+        assert torch.equal(scale, kept[0])
+        assert torch.equal(zero_point, kept[1])
+
+
+# --- quantize_symmetric et dequantize ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_bits", range(2, 9))
@@ -155,57 +635,6 @@ def test_input_is_unchanged_and_not_followed(randn):
     assert not scale.requires_grad
 
 
-# --- le rangement -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_bits", BITS)
-def test_packing_loses_nothing_at_any_length(n_bits, rng):
-    for length in range(34):
-        codes = random_codes(rng, n_bits, length)
-        packed = pack_bits(codes, n_bits)
-        assert packed.dtype == torch.uint8
-        assert packed.nbytes == math.ceil(length * n_bits / 8)
-        back = unpack_bits(packed, n_bits, (length,))
-        assert back.dtype == torch.int8
-        assert torch.equal(back, codes)
-
-
-@pytest.mark.parametrize("n_bits", BITS)
-def test_bits_are_those_of_numpy(n_bits, rng):
-    for length in (1, 7, 8, 33):
-        codes = random_codes(rng, n_bits, length)
-        unsigned = (codes.numpy() > 0).astype(int) if n_bits == 1 else codes.numpy().astype(int) + 2 ** (n_bits - 1)
-        bits = unsigned[:, None] >> np.arange(n_bits) & 1
-        expected = np.packbits(bits.astype(np.uint8), bitorder="little")
-        assert pack_bits(codes, n_bits).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("n_bits", BITS)
-def test_every_code_has_its_own_bits(n_bits):
-    levels = [-1, 1] if n_bits == 1 else list(range(-(2 ** (n_bits - 1)), 2 ** (n_bits - 1)))
-    codes = torch.tensor(levels, dtype=torch.int8)
-    assert unpack_bits(pack_bits(codes, n_bits), n_bits, (len(levels),)).tolist() == levels
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (2, 0, 3), (2, 3, 4)])
-def test_shapes_come_back(shape, rng):
-    codes = random_codes(rng, 3, *shape)
-    assert torch.equal(unpack_bits(pack_bits(codes, 3), 3, shape), codes)
-
-
-def test_strided_codes_are_packed_in_reading_order(rng):
-    codes = random_codes(rng, 5, 6, 8).T[::2]
-    assert torch.equal(pack_bits(codes, 5), pack_bits(codes.contiguous(), 5))
-
-
-@pytest.mark.parametrize("n_bits", BITS)
-def test_quantize_pack_unpack_dequantize(n_bits, randn):
-    t = randn(7, 9)
-    codes, scale = quantize_symmetric(t, n_bits)
-    back = unpack_bits(pack_bits(codes, n_bits), n_bits, (7, 9))
-    assert torch.equal(dequantize(back, scale), dequantize(codes, scale))
-
-
 # --- mauvaises entrées ------------------------------------------------------------------------------------------------
 
 
@@ -213,8 +642,7 @@ def test_quantize_pack_unpack_dequantize(n_bits, randn):
     "function",
     [
         pytest.param(lambda b: quantize_symmetric(torch.ones(3), b), id="quantize_symmetric"),
-        pytest.param(lambda b: pack_bits(torch.ones(3, dtype=torch.int8), b), id="pack_bits"),
-        pytest.param(lambda b: unpack_bits(torch.ones(3, dtype=torch.uint8), b, (3,)), id="unpack_bits"),
+        pytest.param(UniformQuantizer, id="UniformQuantizer"),
     ],
 )
 @pytest.mark.parametrize(
@@ -257,38 +685,116 @@ def test_bad_dimension_is_named(dim, error, shown):
         quantize_symmetric(torch.ones(3, 4), 8, dim)
 
 
-@pytest.mark.parametrize(
-    ("codes", "n_bits", "error", "message"),
-    [
-        (torch.tensor([8], dtype=torch.int8), 4, ValueError, "reçu des valeurs de 8 à 8, attendu des entiers entre -8"),
-        (torch.tensor([-9], dtype=torch.int8), 4, ValueError, "reçu des valeurs de -9 à -9"),
-        (torch.tensor([65536]), 8, ValueError, "reçu des valeurs de 65536 à 65536"),  # 0 s'il était tronqué à 16 bits
-        (torch.tensor([1, 0, -1]), 1, ValueError, r"attendu −1 ou \+1"),
-        (torch.tensor([0.5]), 4, TypeError, "float32, attendu des entiers"),
-        ([1, 2], 4, TypeError, "reçu list, attendu un tenseur"),
-    ],
-)
-def test_codes_that_do_not_fit_are_refused(codes, n_bits, error, message):
-    with pytest.raises(error, match=f"^codes : .*{message}"):
-        pack_bits(codes, n_bits)
-
-
-@pytest.mark.parametrize(
-    ("packed", "error", "message"),
-    [
-        (torch.ones(2, dtype=torch.uint8), ValueError, "reçu 2 octets, attendu 3"),
-        (torch.ones(4, dtype=torch.uint8), ValueError, "reçu 4 octets, attendu 3"),
-        (torch.ones(3), TypeError, r"float32, attendu torch\.uint8"),
-        ([1, 2, 3], TypeError, "reçu list, attendu un tenseur"),
-    ],
-)
-def test_wrong_bytes_are_refused(packed, error, message):
-    with pytest.raises(error, match=f"^packed : .*{message}"):
-        unpack_bits(packed, 4, (6,))
-
-
 def test_dequantize_names_what_is_no_tensor():
     with pytest.raises(TypeError, match=r"^codes : reçu list"):
         dequantize([1, 2], torch.tensor(1.0))
     with pytest.raises(TypeError, match=r"^scale : reçu float"):
         dequantize(torch.ones(2, dtype=torch.int8), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"clipping": "kl"}, ValueError, "clipping : reçu 'kl', attendu 'min_max' ou 'percentile' ou 'mse'"),
+        ({"clipping": None}, ValueError, "clipping : reçu None, attendu 'min_max' ou 'percentile' ou 'mse'"),
+        ({"percentile": 0}, ValueError, "percentile : reçu 0, attendu un pourcentage dans ]0, 100]"),
+        ({"percentile": 101}, ValueError, "percentile : reçu 101, attendu un pourcentage dans ]0, 100]"),
+        ({"percentile": math.nan}, ValueError, "percentile : reçu nan, attendu un pourcentage dans ]0, 100]"),
+        ({"percentile": "x"}, TypeError, "percentile : reçu 'x', attendu un pourcentage dans ]0, 100]"),
+        ({"granularity": "channel"}, TypeError, "granularity : reçu 'channel', attendu PerTensor(), PerChannel(dim)"),
+        ({"granularity": ""}, TypeError, "granularity : reçu '', attendu PerTensor(), PerChannel(dim)"),
+        ({"granularity": 0}, TypeError, "granularity : reçu 0, attendu PerTensor(), PerChannel(dim)"),
+        ({"granularity": PerChannel}, TypeError, "granularity : reçu <class"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(arguments, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        UniformQuantizer(**arguments)
+
+
+@pytest.mark.parametrize("call", ["compute_scale_zero_point", "quantize", "quantize_dequantize", "compress"])
+@pytest.mark.parametrize(
+    ("t", "error", "message"),
+    [
+        (torch.zeros(0, 4), ValueError, r"reçu un tenseur \(0, 4\) vide ou non fini"),
+        (torch.tensor([1.0, math.nan]), ValueError, "vide ou non fini"),
+        (torch.tensor([-math.inf, 1]), ValueError, "vide ou non fini"),
+        (np.ones(3), TypeError, "reçu ndarray, attendu un tenseur"),
+        (torch.ones(2, dtype=torch.bool), TypeError, "torch.bool, attendu des nombres réels"),
+    ],
+)
+def test_quantizers_refuse_the_same_tensors(call, t, error, message):
+    for quantizer in (UniformQuantizer(), UniformQuantizer(1), UniformQuantizer(4, False, clipping="mse")):
+        with pytest.raises(error, match=f"^t : .*{message}"):
+            getattr(quantizer, call)(t)
+
+
+@pytest.mark.parametrize(
+    ("granularity", "shape", "error", "message"),
+    [
+        (PerChannel(2), (3, 4), ValueError, "dim : reçu 2, attendu un entier entre -2 et 1"),
+        (PerChannel(-3), (3, 4), ValueError, "dim : reçu -3, attendu un entier entre -2 et 1"),
+        (PerChannel("0"), (3, 4), TypeError, "dim : reçu '0', attendu un entier"),
+        (PerChannel(0), (), ValueError, "dim : reçu 0 pour un scalaire"),
+        (PerGroup(3), (3, 4), ValueError, "size : reçu 3, attendu un diviseur de la dernière dimension"),
+        (PerGroup(8), (3, 4), ValueError, r"size : reçu 8, attendu un diviseur .* tenseur \(3, 4\)"),
+        (PerGroup(1), (), ValueError, r"size : reçu 1, attendu un diviseur .* tenseur \(\)"),
+        (PerGroup(0), (3, 4), ValueError, "size : reçu 0, attendu un entier ≥ 1"),
+        (PerGroup(2.0), (3, 4), TypeError, r"size : reçu 2\.0, attendu un entier"),
+        (PerGroup(True), (3, 4), TypeError, "size : reçu True, attendu un entier"),
+    ],
+    ids=str,
+)
+def test_blocks_that_do_not_fit_are_refused(granularity, shape, error, message):
+    quantizer = UniformQuantizer(4, granularity=granularity)
+    for call in (quantizer.compute_scale_zero_point, quantizer.quantize_dequantize, quantizer.compress):
+        with pytest.raises(error, match=f"^{message}"):
+            call(torch.ones(shape))
+    with pytest.raises(error, match=f"^{message}"):
+        quantizer.dequantize(torch.ones(shape), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "wrong", "expected"),
+    [
+        (PerTensor(), (1,), "()"),
+        (PerTensor(), (4, 1), "()"),
+        (PerChannel(0), (4,), "(4, 1)"),
+        (PerChannel(0), (), "(4, 1)"),
+        (PerChannel(0), (1, 4), "(4, 1)"),
+        (PerChannel(1), (4, 1), "(1, 4)"),
+        (PerGroup(2), (4, 1), "(4, 2)"),
+        (PerGroup(2), (2, 4), "(4, 2)"),
+    ],
+    ids=str,
+)
+def test_scales_of_another_shape_are_refused(granularity, wrong, expected):
+    """Un tenseur 4×4 accepterait chacune d'elles sans un mot : (4,) s'y diffuse par colonnes, et non par lignes."""
+    quantizer = UniformQuantizer(4, False, granularity=granularity)
+    t = torch.eye(4)
+    scale, zero_point = quantizer.compute_scale_zero_point(t)
+    message = re.escape(f"reçu la forme {wrong}, attendu {expected} pour un tenseur (4, 4)")
+    for call in (quantizer.quantize, quantizer.dequantize, quantizer.fake_quantize):
+        with pytest.raises(ValueError, match=f"^scale : {message}"):
+            call(t, torch.ones(wrong), zero_point)
+        with pytest.raises(ValueError, match=f"^zero_point : {message}"):
+            call(t, scale, torch.zeros(wrong))
+
+
+@pytest.mark.parametrize("scale", [-0.5, math.nan])
+def test_negative_scales_are_refused(scale):
+    with pytest.raises(ValueError, match=rf"^scale : reçu un minimum de {scale}, attendu des échelles positives"):
+        UniformQuantizer().quantize(torch.ones(3), torch.tensor(scale))
+
+
+def test_what_is_no_tensor_is_refused():
+    quantizer = UniformQuantizer()
+    with pytest.raises(TypeError, match=r"^scale : reçu float, attendu un tenseur"):
+        quantizer.quantize(torch.ones(3), 0.5)
+    with pytest.raises(TypeError, match=r"^scale : reçu float, attendu un tenseur"):
+        quantizer.dequantize(torch.ones(3), 0.5)
+    with pytest.raises(TypeError, match=r"^zero_point : reçu int, attendu un tenseur"):
+        quantizer.dequantize(torch.ones(3), torch.tensor(1.0), 3)
+    with pytest.raises(TypeError, match=r"^q : reçu list, attendu un tenseur"):
+        quantizer.dequantize([1, 2], torch.tensor(1.0))

@@ -11,6 +11,7 @@ import torch
 import lrq
 from lrq import (
     LowRankAnalysis,
+    analyze_svd_approximation_error,
     break_even_rank,
     cumulative_energy,
     energy_analysis,
@@ -275,13 +276,19 @@ def decompositions(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("function", [find_optimal_rank, energy_analysis, LowRankAnalysis.analyze_weight_matrix])
+@pytest.mark.parametrize(
+    "function",
+    [find_optimal_rank, energy_analysis, LowRankAnalysis.analyze_weight_matrix, analyze_svd_approximation_error],
+)
 def test_one_decomposition_without_vectors_per_question(function, decompositions, randn):
     function(randn(30, 40))
     assert decompositions == {"svdvals": 1, "svd": 0}
 
 
-@pytest.mark.parametrize("function", [find_optimal_rank, energy_analysis, LowRankAnalysis.analyze_weight_matrix])
+@pytest.mark.parametrize(
+    "function",
+    [find_optimal_rank, energy_analysis, LowRankAnalysis.analyze_weight_matrix, analyze_svd_approximation_error],
+)
 def test_the_global_generator_and_the_input_are_left_alone(function, randn):
     W = randn(12, 9)
     copy, state = W.clone(), torch.get_rng_state()
@@ -345,6 +352,32 @@ def test_analysis_agrees_with_pca_explained_variance(randn):
     np.testing.assert_allclose(cumulative_energy(singular_values(W)).numpy(), explained, atol=1e-10)
 
 
+# --- analyze_svd_approximation_error ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_every_rank_is_analysed(m, n, randn):
+    W = randn(m, n, dtype=torch.float64)
+    expected = reconstruction_errors(W)
+    rows = analyze_svd_approximation_error(W)
+    assert [row["rank"] for row in rows] == list(range(1, min(m, n) + 1))
+    np.testing.assert_allclose([row["error"] for row in rows], expected, atol=1e-12)
+    np.testing.assert_allclose([row["energy"] for row in rows], 1 - expected**2, atol=1e-12)
+    assert {type(value) for row in rows for value in row.values()} == {int, float}
+
+
+def test_the_analysis_stops_at_max_rank(randn):
+    W = randn(8, 6)
+    assert analyze_svd_approximation_error(W, max_rank=4) == analyze_svd_approximation_error(W)[:4]
+    for max_rank, error in [(0, ValueError), (7, ValueError), (1.5, TypeError), (True, TypeError)]:
+        with pytest.raises(error, match=r"^max_rank : reçu"):
+            analyze_svd_approximation_error(W, max_rank)
+
+
+def test_a_zero_matrix_is_analysed():
+    assert [tuple(row.values()) for row in analyze_svd_approximation_error(torch.zeros(3, 2))] == [(1, 0, 1), (2, 0, 1)]
+
+
 # --- mauvaises entrées ------------------------------------------------------------------------------------------------
 
 MATRIX_FUNCTIONS = [
@@ -352,6 +385,14 @@ MATRIX_FUNCTIONS = [
     pytest.param(energy_analysis, "weight_matrix", id="energy_analysis"),
     pytest.param(LowRankAnalysis.analyze_weight_matrix, "W", id="analyze_weight_matrix"),
     pytest.param(singular_values, "W", id="singular_values"),
+    pytest.param(analyze_svd_approximation_error, "W", id="analyze_svd_approximation_error"),
+    pytest.param(lambda W: lrq.approximate_svd_large(W, 1), "W", id="approximate_svd_large"),
+    pytest.param(lrq.adaptive_svd, "W", id="adaptive_svd"),
+    pytest.param(lambda W: lrq.efficient_truncated_svd(W, 1), "W", id="efficient_truncated_svd"),
+    pytest.param(lambda W: lrq.activation_aware_svd(W, 1, torch.ones(1, 2)), "W", id="activation_aware_svd"),
+    pytest.param(
+        lambda W: lrq.low_rank_error(W, torch.ones(2, 1), torch.ones(1), torch.ones(1, 2)), "W", id="low_rank_error"
+    ),
     pytest.param(lambda W: lrq.truncated_svd(W, 1), "W", id="truncated_svd"),
     pytest.param(lambda W: lrq.balanced_factors(W, 1), "W", id="balanced_factors"),
 ]

@@ -212,6 +212,24 @@ COURSE = {
         "rank": REQUIRED,
         "num_tests": 100,
     },
+    "TruncatedSVDLinear": {"in_features": REQUIRED, "out_features": REQUIRED, "rank": REQUIRED},
+    "TruncatedSVDLinear.from_weight_matrix": {"W": REQUIRED, "rank": REQUIRED},
+    "TruncatedSVDLinear.from_linear": {"linear_layer": REQUIRED, "rank": REQUIRED},
+    "CompactSVDLinear": {"in_features": REQUIRED, "out_features": REQUIRED, "rank": REQUIRED},
+    "CompactSVDLinear.from_weight_matrix": {"W": REQUIRED, "rank": REQUIRED},
+    "CompactSVDLinear.from_linear": {"linear_layer": REQUIRED, "rank": REQUIRED},
+    "SVDConv2d": {
+        "in_channels": REQUIRED,
+        "out_channels": REQUIRED,
+        "kernel_size": REQUIRED,
+        "rank": REQUIRED,
+        "stride": 1,
+        "padding": 0,
+    },
+    "SVDConv2d.from_conv2d": {"conv_layer": REQUIRED, "rank": REQUIRED},
+    "analyze_svd_approximation_error": {"W": REQUIRED, "max_rank": None},
+    "efficient_truncated_svd": {"W": REQUIRED, "rank": REQUIRED, "method": "default"},
+    "approximate_svd_large": {"W": REQUIRED, "rank": REQUIRED, "oversample": 10},
 }
 
 
@@ -227,11 +245,21 @@ def test_signatures_are_those_of_the_course(path):
     assert all(p.default is not REQUIRED for p in parameters[len(expected) :]), "un ajout ne doit rien exiger"
 
 
-COMMON = ["from_linear", "forward", "reconstruct_weight", "count_parameters", "compression_ratio", "nbytes"]
+COMMON = ["forward", "reconstruct_weight", "count_parameters", "compression_ratio", "nbytes"]
 
 
-@pytest.mark.parametrize(
-    "name", ["FactorizedLinear", "MultiStageFactorizedLinear", "QuantizedLowRankLayer", "SVDCompressedLinear"]
-)
+COMPRESSED = [
+    "CompactSVDLinear",
+    "FactorizedLinear",
+    "MultiStageFactorizedLinear",
+    "QuantizedLowRankLayer",
+    "SVDCompressedLinear",
+    "SVDConv2d",
+    "TruncatedSVDLinear",
+]
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
 def test_every_compressed_layer_answers_the_same_questions(name):
-    assert [question for question in COMMON if not callable(getattr(getattr(lrq, name), question, None))] == []
+    questions = [*COMMON, "from_conv2d" if "Conv" in name else "from_linear"]
+    assert [question for question in questions if not callable(getattr(getattr(lrq, name), question, None))] == []

@@ -9,6 +9,7 @@ import torch
 from sklearn.decomposition import TruncatedSVD
 
 from lrq import balanced_factors, truncated_svd
+from lrq.svd import share_singular_values
 
 SHAPES = [(24, 9), (9, 24), (13, 13), (1, 7), (7, 1)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -115,6 +116,17 @@ def test_balanced_factors_rebuild_the_truncation_and_share_its_norm(m, n, randn)
     torch.testing.assert_close(U.T @ U, V.T @ V)  # équilibrés : √S de chaque côté
     assert U.is_contiguous()
     assert V.is_contiguous()
+
+
+@pytest.mark.parametrize(("m", "n"), SHAPES)
+def test_shared_singular_values_rebuild_and_balance(m, n, randn):
+    r = max(1, min(m, n) // 2)
+    svd = truncated_svd(randn(m, n, dtype=torch.float64), r)
+    U, V = share_singular_values(*svd)
+    torch.testing.assert_close(U @ V.T, rebuilt(*svd))
+    torch.testing.assert_close(U.T @ U, svd[1].diag())
+    torch.testing.assert_close(V.T @ V, svd[1].diag())
+    assert (U.shape, V.shape, U.is_contiguous(), V.is_contiguous()) == ((m, r), (n, r), True, True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

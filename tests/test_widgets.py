@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import tomllib
 
@@ -11,8 +12,20 @@ import torch
 import traitlets
 
 import lrq
+from benchmarks import randomized_study
 from lrq import models, plots
-from lrq.widgets import Certificate, Choice, PhotoExplorer, SpectrumExplorer, minilm_choices, photo, shrink, spectrum
+from lrq.widgets import (
+    Certificate,
+    Choice,
+    PhotoExplorer,
+    RandomizedExplorer,
+    SpectrumExplorer,
+    minilm_choices,
+    photo,
+    randomized,
+    shrink,
+    spectrum,
+)
 from lrq.widgets.certificate import golden_cases
 from lrq.widgets.explorer import CSS, FOLDER, esm
 
@@ -274,7 +287,8 @@ def test_repr_is_stable_and_tells_the_state(matrix):
 
 def test_state_is_light(minilm, photograph):
     largest = SpectrumExplorer({f"matrice {i}": torch.eye(150) for i in range(64)})
-    for widget in (minilm, photograph, Certificate(), largest, PhotoExplorer(torch.zeros(5000, 4000))):
+    others = (Certificate(), RandomizedExplorer(), PhotoExplorer(torch.zeros(5000, 4000)))
+    for widget in (minilm, photograph, largest, *others):
         assert state_size(widget) <= STATE_LIMIT, type(widget)
 
 
@@ -299,6 +313,150 @@ def test_golden_cases_are_fresh_and_repeatable():
     first, again, other = (golden_cases(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert json.loads(json.dumps(first)) == first
+
+
+# --- la SVD aléatoire et sa table -------------------------------------------------------------------------------------
+
+
+TABLE = randomized.load_table()
+RECORDS = {record["nom"]: record for record in TABLE["matrices"]}
+SETTINGS = list(itertools.product(*(TABLE["réglages"][name] for name in randomized.SETTINGS)))
+MEASURED = {(name, *row[:3]): row[3:] for name, record in RECORDS.items() for row in record["mesures"]}
+
+
+@pytest.fixture(scope="module")
+def measured_matrices():
+    """Les matrices de la table, par les lignes que montre « Voir le code »."""
+    matrices = {}
+    for record in RandomizedExplorer()._choices:
+        exec(record["code"], names := {})
+        matrices[record["name"]] = names["W"]
+    return matrices
+
+
+def state(explorer):
+    return (explorer.matrix, explorer.rank, explorer.oversample, explorer.n_iter)
+
+
+def surplus(name, rank, oversample, n_iter):
+    """L'excès que montre la figure à ce réglage."""
+    return RandomizedExplorer(name, rank, oversample, n_iter).excess
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("rank", [0, 7, 384, 2.5, "8", None, True, float("nan")]),
+        ("oversample", [-1, 3, 41, 2.5, "2", None, False]),
+        ("n_iter", [-1, 5, 0.5, "2", None, True]),
+        ("matrix", ["ailleurs", "", 3, None, ["photographie"]]),
+    ],
+)
+def test_what_was_not_measured_is_refused_and_changes_nothing(trait, values):
+    explorer = RandomizedExplorer(rank=16)
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        if (trait, value) != ("matrix", None):  # sans nom : la première
+            with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+                RandomizedExplorer(**{trait: value})
+
+
+def test_python_reads_sets_and_observes_the_settings():
+    explorer, seen = RandomizedExplorer(), []
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), ["matrix", *randomized.SETTINGS])
+    explorer.rank = 64
+    explorer.set_state({"matrix": "photographie", "oversample": 0, "n_iter": 3})
+    assert state(explorer) == ("photographie", 64, 0, 3)
+    assert set(seen) == {("rank", 64), ("matrix", "photographie"), ("oversample", 0), ("n_iter", 3)}
+    with pytest.raises(traitlets.TraitError, match="n_iter"):
+        explorer.set_state({"rank": 8, "n_iter": 12})
+    assert state(explorer) == ("photographie", 64, 0, 3)
+
+
+def test_random_rows_of_the_table_are_found_again(measured_matrices, rng):
+    """La ligne de « Voir le code » retrouve l'erreur, l'optimum et la borne."""
+    for name, W in measured_matrices.items():
+        S = lrq.singular_values(W)
+        errors = lrq.truncation_errors(S)
+        for rank, oversample, n_iter in rng.choice(SETTINGS, 3, replace=False).tolist():
+            explorer = RandomizedExplorer(name, rank, oversample, n_iter)
+            found = lrq.approximate_svd_large(W, rank, oversample, n_iter, seed=0).error
+            assert found == pytest.approx(explorer.error, rel=1e-5), explorer
+            assert float(errors[rank - 1]) == pytest.approx(explorer.optimum, rel=1e-6), explorer
+            assert explorer.excess == explorer.error / explorer.optimum - 1
+            if n_iter == 0 and oversample >= 2:
+                assert explorer.error < lrq.halko_bound(S, rank, oversample)
+        seed = int(rng.choice(TABLE["réglages"]["seed"]))
+        rank, oversample, n_iter = SETTINGS[int(rng.integers(len(SETTINGS)))]
+        _, low, high, _ = MEASURED[name, rank, oversample, n_iter]
+        found = lrq.approximate_svd_large(W, rank, oversample, n_iter, seed).error
+        assert low * (1 - 1e-5) <= found <= high * (1 + 1e-5)
+
+
+def test_the_table_is_whole_small_and_about_these_matrices(measured_matrices):
+    assert list(RECORDS) == list(randomized.PROMPTS)
+    for name, record in RECORDS.items():
+        W = measured_matrices[name]
+        assert [tuple(row[:3]) for row in record["mesures"]] == SETTINGS
+        assert (record["forme"], record["sha256"]) == (list(W.shape), randomized_study.sha256(W))
+    assert randomized_study.TABLE.stat().st_size < 100_000
+    assert TABLE["commande"].endswith(randomized_study.__name__)
+
+
+def test_the_study_writes_what_the_figure_reads(matrix, tmp_path, monkeypatch):
+    monkeypatch.setattr(randomized_study, "OVERSAMPLES", (0, 5))
+    monkeypatch.setattr(randomized_study, "ITERATIONS", (0, 2))
+    threads, W = torch.get_num_threads(), matrix(40, 30)
+    found = randomized_study.study(W, 3, (2, 4))
+    assert torch.get_num_threads() == threads
+    rows = {tuple(row[:3]): row[3:] for row in found["mesures"]}
+    assert list(rows) == list(itertools.product((2, 4), (0, 5), (0, 2)))
+    errors = [lrq.approximate_svd_large(W, 4, 5, 2, seed).error for seed in range(3)]
+    assert rows[4, 5, 2][:3] == pytest.approx([errors[0], min(errors), max(errors)], rel=1e-5)
+    assert found["optimum"] == pytest.approx(lrq.truncation_errors(lrq.singular_values(W))[[1, 3]].tolist(), rel=1e-6)
+    randomized_study.write({"matrices": [found]}, tmp_path / "table.json")
+    text = (tmp_path / "table.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"matrices": [found]}
+    assert len(text.splitlines()) < 30
+
+
+def test_measures_are_sane():
+    for name, record in RECORDS.items():
+        assert record["svd_complete_ms"] > 0
+        for rank, *_, error, low, high, spent in record["mesures"]:
+            optimum = record["optimum"][TABLE["réglages"]["rank"].index(rank)]
+            assert optimum * (1 - 1e-6) <= low <= error <= high < 1, name
+            assert 0 < spent < math.inf
+
+
+def test_randomized_repr_is_stable_and_tells_no_time():
+    text = repr(RandomizedExplorer("photographie", 8, 2, 1))
+    assert re.fullmatch(
+        r"RandomizedExplorer « photographie », 427 × 640 : rang 8, oversample 2, n_iter 1, "
+        r"erreur \d+,\d\d % \(optimum \d+,\d\d %\)",
+        text,
+    )
+    assert text == repr(RandomizedExplorer("photographie", 8, 2, 1))
+    assert text != repr(RandomizedExplorer("photographie", 8, 2, 2))
+
+
+def test_the_page_gets_the_measures_of_the_table():
+    explorer = RandomizedExplorer("photographie", 8, 0, 1)
+    values = np.frombuffer(explorer._values, "<f4").reshape(len(RECORDS), len(SETTINGS), 4)
+    place = list(RECORDS).index("photographie"), SETTINGS.index((8, 0, 1))
+    expected = [explorer.error, *MEASURED["photographie", 8, 0, 1][1:3], explorer.milliseconds]
+    assert values[place] == pytest.approx(expected, rel=1e-6)
+    assert explorer._choices[place[0]]["full"] == explorer.full_milliseconds
+
+
+@pytest.mark.parametrize("prompt", randomized.PROMPTS.values())
+def test_lines_break_where_they_may(prompt):
+    shown = randomized.UNBROKEN.sub("\u00a0", prompt)
+    assert not re.search(r" [:;?=]|= ", shown)
+    assert shown.replace("\u00a0", " ") == prompt
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------
@@ -355,6 +513,39 @@ def test_the_pooler_looks_like_chance_and_query_does_not(choices):
 def test_positions_are_cut_far_below_break_even(choices):
     W = choices["vecteurs de position"].W
     assert lrq.find_optimal_rank(W, target_error=0.1) < lrq.break_even_rank(*W.shape) / 2
+
+
+def test_one_iteration_is_worth_more_than_forty_columns():
+    for rank in TABLE["réglages"]["rank"]:
+        assert surplus("query, bloc 1", rank, 0, 1) < surplus("query, bloc 1", rank, 40, 0)
+
+
+def test_ten_columns_are_worth_three_iterations():
+    few, many = surplus("dense 1, bloc 1", 8, 0, 4), surplus("dense 1, bloc 1", 8, 10, 1)
+    assert abs(few - many) < 0.05 * few  # presque le même excès : dix lectures de W, ou quatre
+
+
+def test_the_lead_over_the_full_svd_melts_as_the_rank_grows():
+    leads = [
+        explorer.full_milliseconds / explorer.milliseconds
+        for explorer in (RandomizedExplorer("vecteurs de mots", rank, 10, 2) for rank in TABLE["réglages"]["rank"])
+    ]
+    assert leads == sorted(leads, reverse=True)
+    assert leads[0] > 3 * leads[-1]
+
+
+def test_more_columns_make_the_draw_matter_less():
+    widths = []
+    for oversample in (0, 40):
+        _, low, high, _ = MEASURED["photographie", 8, oversample, 0]
+        widths.append((high - low) / RandomizedExplorer("photographie", 8).optimum)
+    assert widths[0] > 10 * widths[1]
+
+
+def test_narrow_products_were_slower():
+    """Ce que dit la note sous les curseurs, à moins de douze colonnes en tout."""
+    for name, n_iter in itertools.product(RECORDS, (1, 2, 3, 4)):
+        assert MEASURED[name, 8, 2, n_iter][3] > MEASURED[name, 8, 5, n_iter][3], name
 
 
 def test_a_random_matrix_stops_at_the_edge(rng):

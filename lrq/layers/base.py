@@ -104,9 +104,7 @@ class LowRankLinear(CompressedLinear):
         self.rank = check_rank(rank, out_features, in_features)
         for name, shape in self.shape_factors().items():
             factor = torch.empty(shape, device=device, dtype=dtype)
-            fill = (
-                nn.init.xavier_uniform_ if factor.ndim == 2 else nn.init.ones_
-            )  # des valeurs singulières, s'il y en a
+            fill = nn.init.xavier_uniform_ if factor.ndim == 2 else nn.init.ones_  # une matrice, ou des σ
             self.register_parameter(name, nn.Parameter(fill(factor)))
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
 
@@ -146,7 +144,9 @@ class LowRankLinear(CompressedLinear):
         U, S, Vh = decompose(W, rank, calibration)
         layer = cls(W.shape[1], W.shape[0], rank, device="meta")
         for name, factor in layer.split(U, S, Vh).items():
-            setattr(layer, name, nn.Parameter(factor.to(W.dtype).contiguous()))  # safetensors veut des lignes
+            # une copie, par lignes : safetensors le veut, et une vue garderait toute la SVD en mémoire
+            copied = factor.to(W.dtype, copy=True, memory_format=torch.contiguous_format)
+            setattr(layer, name, nn.Parameter(copied))
         return layer
 
     @classmethod

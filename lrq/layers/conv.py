@@ -54,11 +54,13 @@ class SVDConv2d(CompressedLayer):
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ValueError(f"{name} : reçu {channels}, attendu un multiple de groups = {groups}.")
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.kernel_size = tuple(check_integer(size, "kernel_size") for size in kernel)
-        self.rank = check_rank(rank, out_channels // groups, in_channels // groups * kernel[0] * kernel[1])
+        kernel = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+        if len(kernel) != 2:
+            raise ValueError(f"kernel_size : reçu {kernel_size!r}, attendu un entier ou deux.")
+        self.kernel_size = kh, kw = tuple(check_integer(size, "kernel_size") for size in kernel)
+        self.rank = check_rank(rank, out_channels // groups, in_channels // groups * kh * kw)
         r, options = groups * rank, {"device": device, "dtype": dtype}
-        window = (kernel, stride, padding, dilation, groups, False, padding_mode)
+        window = ((kh, kw), stride, padding, dilation, groups, False, padding_mode)
         self.filters = nn.Conv2d(in_channels, r, *window, **options)  # type: ignore[arg-type]
         self.mixer = nn.Conv2d(r, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
 
@@ -69,11 +71,11 @@ class SVDConv2d(CompressedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, g·r, H', W') -> (B, out, H', W')."""
-        return self.mixer(self.filters(x))
+        return self.mixer(self.filters(check_images(x, self.in_channels)))
 
     def reconstruct_weight(self) -> Tensor:
-        A = self.mixer.weight.view(self.groups, -1, self.rank)  # (g, out/g, r)
-        B = self.filters.weight.view(self.groups, self.rank, -1)  # (g, r, in/g·kh·kw)
+        A = self.mixer.weight.reshape(self.groups, -1, self.rank)  # (g, out/g, r)
+        B = self.filters.weight.reshape(self.groups, self.rank, -1)  # (g, r, in/g·kh·kw)
         return (A @ B).view(self.out_channels, -1, *self.kernel_size)
 
     def count_parameters(self) -> int:
@@ -127,10 +129,25 @@ class SVDConv2d(CompressedLayer):
 
 def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
     """Ce que chaque groupe d'une convolution voit passer : les fenêtres de l'image, à plat, (B·L, in/g·kh·kw)."""
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != conv.in_channels:
-        received = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"calibration : reçu {received}, attendu des images (B, {conv.in_channels}, H, W).")
+    x = check_images(x, conv.in_channels, "calibration").detach()
+    Calibration.from_inputs(x)  # refuse des images vides, nulles ou non finies ; un groupe, lui, peut n'avoir rien vu
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-    x = F.pad(x.detach(), conv._reversed_padding_repeated_twice, mode=mode)
-    columns = F.unfold(x, conv.kernel_size, conv.dilation, stride=conv.stride)  # (B, in·kh·kw, L)
-    return [Calibration.from_inputs(group.transpose(1, 2)) for group in columns.chunk(conv.groups, dim=1)]
+    x = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode)
+    columns = F.unfold(x.double(), conv.kernel_size, conv.dilation, stride=conv.stride)  # (B, in·kh·kw, L)
+    windows = columns.mT.reshape(-1, columns.shape[-2]).chunk(conv.groups, dim=1)  # (B·L, in/g·kh·kw)
+    return [Calibration(seen.T @ seen / len(seen), len(seen)) for seen in windows]
+
+
+def check_images(x: Tensor, channels: int, name: str = "x") -> Tensor:
+    """Rend `x` si c'est une image (channels, H, W), ou un lot d'images.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Sinon.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (B, {channels}, H, W).")
+    if x.ndim not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (B, {channels}, H, W).")
+    return x

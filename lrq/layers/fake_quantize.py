@@ -5,7 +5,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import PerChannel, PerTensor, UniformQuantizer, check_values, straight_through
+from ..quantizers import (
+    PerChannel,
+    PerTensor,
+    UniformQuantizer,
+    check_values,
+    divisor,
+    mean_magnitude,
+    restore,
+    straight_through,
+)
+from ..svd import working_dtype
 from ..validation import check_integer
 
 
@@ -45,7 +55,7 @@ class FakeQuantizeModule(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t̂ = (code − point zéro) · échelle, dans le dtype de t."""
         scale, zero_point = self.quantizer.compute_scale_zero_point(t)
-        return self.quantizer.fake_quantize(t.to(scale.dtype), scale, zero_point).to(t.dtype)
+        return restore(self.quantizer.fake_quantize(t.to(scale.dtype), scale, zero_point), t.dtype)
 
     def extra_repr(self) -> str:
         return repr(self.quantizer)
@@ -79,12 +89,15 @@ class LearnedStepQuantize(FakeQuantizeModule):
         super().__init__(check_integer(n_bits, "n_bits", 2, 8), True, per_channel, channel_dim)
         x = check_values(t)
         blocks = self.quantizer.granularity.blocks(x)
-        start = 2 * blocks.abs().mean(1) / math.sqrt(self.quantizer.high)
+        start = mean_magnitude(blocks) * (2 / math.sqrt(self.quantizer.high))
         start = torch.where(start > 0, start, 1)  # un bloc nul : n'importe quel pas, mais un pas qui apprend
         self.scale = nn.Parameter(self.quantizer.granularity.arrange(start, x.shape))
         self.share = 1 / math.sqrt(blocks.shape[1] * self.quantizer.high)
 
     def forward(self, t: Tensor) -> Tensor:
         """t̂ = code · Δ ; le gradient va à t et à Δ."""
-        scale = straight_through(self.scale, self.scale * self.share).abs()
-        return self.quantizer.fake_quantize(t.to(scale.dtype), scale, torch.zeros_like(scale)).to(t.dtype)
+        scale = straight_through(self.scale, self.scale * self.share).abs().to(working_dtype(t))
+        scale, q = self.quantizer.spread(scale, t.shape), self.quantizer.high
+        v = t.to(scale.dtype) * divisor(scale).reciprocal()
+        v = v.clamp(-q, q)  # avant d'arrondir : au-delà du bord, ∂t̂/∂Δ = ±q
+        return restore(straight_through(v.round(), v) * scale, t.dtype)

@@ -7,6 +7,16 @@ from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
 from .photo import PhotoExplorer, shrink
+from .randomized import RandomizedExplorer
 from .spectrum import SpectrumExplorer
 
-__all__ = ["Certificate", "Choice", "Explorer", "PhotoExplorer", "SpectrumExplorer", "minilm_choices", "shrink"]
+__all__ = [
+    "Certificate",
+    "Choice",
+    "Explorer",
+    "PhotoExplorer",
+    "RandomizedExplorer",
+    "SpectrumExplorer",
+    "minilm_choices",
+    "shrink",
+]

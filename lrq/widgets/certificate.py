@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import QuantizedLowRankLayer, SVDCompressedLinear
 from ..quantizers import dequantize, quantize_symmetric
+from ..randomized import halko_bound
 from ..spectrum import (
     break_even_rank,
     cumulative_energy,
@@ -18,6 +19,7 @@ from ..spectrum import (
 )
 from ..svd import truncated_svd
 from .explorer import CSS, esm
+from .randomized import excess
 
 
 def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
@@ -42,6 +44,9 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     half = p // 2
     tail = float(((S.double() / S[0].double()) ** 2)[half:].sum())
     threshold = float(energy[rank - 1])  # exactement atteint au rang voulu
+    oversample = int(torch.randint(2, 41, (), generator=generator))
+    optimum = float(truncation_errors(S)[half - 1])
+    measured = optimum * (1 + float(torch.rand((), generator=generator)))
     cases = [
         case("cumulative_energy", "cumulativeEnergy", [S], energy),
         case("truncation_errors", "truncationErrors", [S], truncation_errors(S)),
@@ -49,6 +54,9 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
         case("truncation_errors", "truncationErrors", [torch.zeros(3)], truncation_errors(torch.zeros(3))),
         case("rank_for_energy", "rankForEnergy", [energy.tolist(), threshold], rank_for_energy(S, threshold)),
         case("break_even_rank", "breakEvenRank", [m, n], break_even_rank(m, n)),
+        case("halko_bound", "halkoBound", [optimum, half, oversample], halko_bound(S, half, oversample)),
+        case("RandomizedExplorer.excess", "excess", [measured, optimum], excess(measured, optimum)),
+        case("RandomizedExplorer.excess", "excess", [measured, 0.0], excess(measured, 0.0)),
         case("norme de Frobenius", "frobeniusNorm", [S], W.double().norm()),
         case(
             "marchenko_pastur_edge",

@@ -100,22 +100,23 @@ export function ticks(max, count) {
   return Array.from({ length: Math.floor(max / step) + 1 }, (_, i) => i * step);
 }
 
-/** Les graduations d'un axe logarithmique : les puissances de dix ou, s'il y en a moins de deux, 1, 2, 5, 10, 20… */
-export function powers(low, high) {
+/** Les graduations d'un axe logarithmique : les puissances de dix ou, s'il y en a moins de `least`, 1, 2, 5, 10, 20… */
+export function powers(low, high, least = 2) {
   const inside = (steps) => {
     const found = [];
     for (let e = Math.floor(Math.log10(low)); 10 ** e <= high; e++) found.push(...steps.map((step) => step * 10 ** e));
     return found.filter((value) => value >= low * (1 - 1e-9) && value <= high * (1 + 1e-9));
   };
   const tens = inside([1]);
-  return tens.length > 1 ? tens : inside([1, 2, 5]);
+  return tens.length >= least ? tens : inside([1, 2, 5]);
 }
 
 /** Largeur, en pixels et par excès, d'un texte en gras d'une figure. */
 export const textWidth = (text) => 8.2 * text.length;
 
 /** Pose une étiquette à la première place du cadre où elle ne touche ni une courbe ni une autre étiquette ; à défaut, à
- *  la moins mauvaise. `places` : des [x, y, ancre] ; `points` : des [x, y] à éviter ; `taken` : les boîtes déjà posées. */
+ *  la moins mauvaise. `places` : des [x, y, ancre] ; `points` : des [x, y] à éviter ; `taken` : les boîtes déjà posées.
+ *  Rend ce qu'elle touche : le nombre de points, plus 1000 par étiquette ou si elle sort du cadre. */
 export function settle(lines, text, places, { bounds, points, taken }) {
   const width = Math.max(...text.map(textWidth));
   const boxes = places.map(([x, y, anchor]) => {
@@ -130,10 +131,12 @@ export function settle(lines, text, places, { bounds, points, taken }) {
     1000 *
       taken.filter((b) => b.left < box.right && b.right > box.left && b.top < box.bottom && b.bottom > box.top).length;
   const best = boxes.reduce((found, box) => (touches(box) < touches(found) ? box : found));
+  const crowd = touches(best);
   taken.push(best);
   lines.forEach((line, i) => {
     set(line, { x: best.x, y: best.y + 16 * i, "text-anchor": best.anchor }).textContent = text[i];
   });
+  return crowd;
 }
 
 /** Une courbe, point par point. */
@@ -152,42 +155,59 @@ export const unique = (word) => `lrq-${word}-${++count}`;
 // Sans quoi JupyterLab prend les flèches pour lui.
 export const KEYS = { "data-lm-suppress-shortcuts": "true" };
 
-/** Le rang du modèle, ramené à 1 … p et récrit : une figure liée à une autre par jslink peut recevoir davantage. */
-export function possibleRank(model, p) {
-  const rank = clamp(model.get("rank"), 1, p);
-  if (rank !== model.get("rank")) {
-    model.set("rank", rank);
+/** Un trait du modèle, ramené par `nearest` à une valeur possible et récrit : une figure liée à une autre par jslink
+ *  peut recevoir davantage. */
+export function possible(model, trait, nearest) {
+  const value = nearest(model.get(trait));
+  if (value !== model.get(trait)) {
+    model.set(trait, value);
     model.save_changes();
   }
-  return rank;
+  return value;
 }
 
-/** Le curseur du rang : une étiquette, une valeur, un `<input type="range">`. */
-export function rankSlider(onInput) {
-  const id = unique("rang");
+/** Le rang du modèle, ramené à 1 … p. */
+export const possibleRank = (model, p) => possible(model, "rank", (rank) => clamp(rank, 1, p));
+
+/** Un curseur d'entiers : une étiquette, une valeur, un `<input type="range">` ; Page haut et Page bas vont de `page` en
+ *  `page`. */
+function slider(control, label, page, onInput) {
+  const id = unique(control);
   const value = element("span", { class: "lrq-value" }); // pas un <output>, qui se lirait à chaque pas
-  const input = element("input", { type: "range", id, min: 1, step: 1, "data-control": "rank", ...KEYS });
+  const input = element("input", { type: "range", id, step: 1, "data-control": control, ...KEYS });
   input.addEventListener("input", () => onInput(Number(input.value)));
   let before = null; // un pouce qui fait défiler la page ne règle rien : le navigateur annule son geste
   input.addEventListener("pointerdown", () => (before = Number(input.value)));
   input.addEventListener("pointercancel", () => onInput(before));
   input.addEventListener("keydown", (event) => {
-    const step = { PageUp: 10, PageDown: -10 }[event.key];
+    const step = { PageUp: page, PageDown: -page }[event.key];
     if (!step) return;
     event.preventDefault();
-    onInput(clamp(Number(input.value) + step, 1, Number(input.max)));
+    onInput(clamp(Number(input.value) + step, Number(input.min), Number(input.max)));
   });
-  const node = element("div", { class: "lrq-slider" }, element("label", { for: id }, "Rang r"), value, input);
+  const node = element("div", { class: "lrq-slider" }, element("label", { for: id }, label), value, input);
   return {
     node,
-    update(rank, max) {
-      set(input, { max });
-      input.value = rank;
-      input.style.setProperty("--filled", `${max > 1 ? (100 * (rank - 1)) / (max - 1) : 100}%`);
-      value.textContent = `${fr(rank)} sur ${fr(max)}`;
-      set(input, { "aria-valuetext": value.textContent });
+    update(position, min, max, text) {
+      set(input, { min, max });
+      input.value = position;
+      input.style.setProperty("--filled", `${max > min ? (100 * (position - min)) / (max - min) : 100}%`);
+      value.textContent = text;
+      set(input, { "aria-valuetext": text });
     },
   };
+}
+
+/** Le curseur du rang, de 1 à `max`. */
+export function rankSlider(onInput) {
+  const { node, update } = slider("rank", "Rang r", 10, onInput);
+  return { node, update: (rank, max) => update(rank, 1, max, `${fr(rank)} sur ${fr(max)}`) };
+}
+
+/** Un curseur qui va d'une valeur de la liste `values` à la suivante. */
+export function listSlider(control, label, values, onInput) {
+  const { node, update } = slider(control, label, 2, (place) => onInput(values[place]));
+  return { node, update: (value, text) => update(values.indexOf(value), 0, values.length - 1, text) };
 }
 
 /** Les boutons qui mènent à un rang remarquable. */

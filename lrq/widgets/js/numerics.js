@@ -42,6 +42,16 @@ export function frobeniusNorm(S, tail = 0) {
   return S[0] * Math.sqrt(droppedEnergies(S, tail)[0]);
 }
 
+/** lrq.halko_bound : erreur moyenne, au plus, de la SVD aléatoire sans itération ; `optimum` est l'erreur ε(r), p ≥ 2. */
+export function halkoBound(optimum, rank, oversample) {
+  return Math.sqrt(2 + rank / (oversample - 1)) * optimum;
+}
+
+/** lrq.widgets.randomized.excess : part d'erreur en trop, par rapport à l'optimum. */
+export function excess(error, optimum) {
+  return optimum > 0 ? error / optimum - 1 : 0;
+}
+
 /** Bits de deux facteurs de rang r : r(m + n) nombres de 32 bits ou, à 8 bits et moins, des codes serrés par octets et
  *  une échelle float32 par facteur (nbytes de SVDCompressedLinear et de QuantizedLowRankLayer). */
 export function factorBits(m, n, rank, bits = 32) {
