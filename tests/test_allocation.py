@@ -209,6 +209,14 @@ def test_unequal_costs_lose_at_most_one_component(layers, rng):
             assert energy(spectra, ranks) >= exhaustive(spectra, shapes, budget) - max(refused, default=0) - 1e-12
 
 
+def test_energy_is_weighed_against_its_cost():
+    spectra, shapes = (
+        {"chère": torch.full((2,), 1.05), "bon marché": torch.ones(11)},
+        {"chère": (2, 98), "bon marché": (11, 11)},
+    )
+    assert allocate_ranks(spectra, shapes, 100 + 22 + 5 * 22) == {"chère": 1, "bon marché": 6}
+
+
 def test_the_budget_is_used_up(layers, rng):
     spectra, shapes = layers(5)
     for budget in budgets(rng, shapes):

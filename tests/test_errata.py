@@ -937,7 +937,7 @@ def test_e11_2_3():
     before, after = (sum(p.numel() for p in module.parameters()) for module in (kept, layer))
     assert before - after == layer.rank
     says("E11.2-3", f"{layer.in_features} → {layer.out_features} au rang {layer.rank}")
-    says("E11.2-3", f"passe de {fr(before)} à {fr(after)} paramètres, soit {fr(100 * (1 - after / before), 2)} %")
+    says("E11.2-3", f"de {fr(before)} à {fr(after)} paramètres, soit {fr(100 * (1 - after / before), 2)} %")
     assert fr(W.numel() / before, 2) == fr(W.numel() / after, 2)
     says("E11.2-3", f"×{fr(W.numel() / after, 2)} dans les deux cas")
 

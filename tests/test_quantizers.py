@@ -244,15 +244,18 @@ def test_each_block_is_quantized_as_if_alone(n_bits, symmetric, signed, clipping
 
 @pytest.mark.parametrize("symmetric", SYMMETRIC)
 @pytest.mark.parametrize("signed", SIGNED)
-def test_finer_blocks_never_hurt_when_levels_are_even(symmetric, signed, randn):
+def test_finer_blocks_have_finer_steps(symmetric, signed, randn):
     """À 8 bits, sur des lignes d'échelles très différentes : par tenseur, les petites lignes sont écrasées."""
     t = randn(6, 32).abs() * 10.0 ** torch.arange(-3, 3)[:, None]
-    errors = []
+    errors, steps = [], []
     for granularity in (PerTensor(), PerChannel(0), PerGroup(8)):
-        back = UniformQuantizer(8, symmetric, signed, granularity).quantize_dequantize(t)
-        errors.append(float((t - back)[0].norm() / t[0].norm()))
+        quantizer = UniformQuantizer(8, symmetric, signed, granularity)
+        steps.append(quantizer.compute_scale_zero_point(t)[0])
+        errors.append(float((t - quantizer.quantize_dequantize(t))[0].norm() / t[0].norm()))
     assert errors[0] > 0.5
-    assert errors[2] < errors[1] < 0.02
+    assert max(errors[1:]) < 0.02
+    assert (steps[2] <= steps[1]).all()
+    assert (steps[1] <= steps[0]).all()
 
 
 @pytest.mark.parametrize("signed", SIGNED)

@@ -15,7 +15,7 @@ from .base import CompressedLayer, copy_bias
 class SVDConv2d(CompressedLayer):
     """Convolution de rang r : r filtres k×k par groupe, puis une convolution 1×1 qui les recombine.
 
-    Les noyaux (out, in, kh, kw) se lisent comme une matrice (out, in·kh·kw), une par groupe, dont on tronque la SVD.
+    Les noyaux `(out, in, kh, kw)` se lisent comme une matrice `(out, in·kh·kw)`, une par groupe ; on tronque sa SVD.
 
     Parameters
     ----------
@@ -23,8 +23,7 @@ class SVDConv2d(CompressedLayer):
     kernel_size : int ou (int, int)
     rank : int, entre 1 et min(out/g, in/g·kh·kw)
         Par groupe.
-    stride, padding, dilation, groups, bias, padding_mode
-        Comme pour ``nn.Conv2d``.
+    stride, padding, dilation, groups, bias, padding_mode : comme pour ``nn.Conv2d``
 
     Attributes
     ----------
@@ -128,7 +127,7 @@ class SVDConv2d(CompressedLayer):
 
 
 def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
-    """Ce que chaque groupe d'une convolution voit passer : les fenêtres de l'image, à plat, (B·L, in/g·kh·kw)."""
+    """Ce que chaque groupe d'une convolution voit passer : les fenêtres de l'image, à plat, `(B·L, in/g·kh·kw)`."""
     x = check_images(x, conv.in_channels, "calibration").detach()
     Calibration.from_inputs(x)  # refuse des images vides, nulles ou non finies ; un groupe, lui, peut n'avoir rien vu
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -139,7 +138,7 @@ def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
 
 
 def check_images(x: Tensor, channels: int, name: str = "x") -> Tensor:
-    """Rend `x` si c'est une image (channels, H, W), ou un lot d'images.
+    """Rend `x` si c'est une image de ce nombre de canaux, ou un lot d'images.
 
     Raises
     ------

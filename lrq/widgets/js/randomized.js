@@ -65,8 +65,8 @@ function verdict({ full }, { rank, p, q, error, optimum, over, time }) {
     `Rang ${fr(rank)}, p\u00a0=\u00a0${p}, q\u00a0=\u00a0${q}\u00a0: `,
     [`${fr(100 * error, 2)}\u00a0%`, "error"],
     " d’erreur, ",
-    [surplus(over), "error"],
-    " de plus que l’optimum, ",
+    [over < FLOOR ? `à ${surplus(over)}` : surplus(over), "error"],
+    over < FLOOR ? " de l’optimum, " : " de plus que l’optimum, ",
     [`${fr(100 * optimum, 2)}\u00a0%`, "theory"],
     `. En ${2 * q + 2} lectures de W\u00a0: `,
     [pace, kind],
@@ -334,6 +334,7 @@ function build(root, model) {
       [place.x, place.y - 18, "middle"],
       [place.x, place.y + 28, "middle"],
     ];
+    settle(labels.here, [`+\u00a0${surplus(chosen.over)}`], beside(here), around);
     const heights = Array.from({ length: 12 }, (_, i) => MARGIN.top + 12 + i * 20);
     settle(
       labels.full,
@@ -355,7 +356,6 @@ function build(root, model) {
       ]),
       around,
     );
-    settle(labels.here, [`+\u00a0${surplus(chosen.over)}`], beside(here), around);
     settle(
       labels.optimum,
       [width < 420 ? "optimum" : "optimum (Eckart–Young)"],
@@ -377,7 +377,7 @@ function build(root, model) {
         [last.x, last.y + 36, "end"],
         [last.x, last.y - 14, "end"],
       ];
-      const places = [...beside(last, own ? 15 : 8), ...under, ...beside(row[0], 8)];
+      const places = [...beside(last, own ? 15 : 8), ...under, ...(end ? [] : beside(row[0], 8))];
       const crowd = settle([labels.lines[i]], [`q\u00a0=\u00a0${row[0].q}${end}`], places, around);
       const hidden = crowd >= 1000; // sans place, on la devine : les courbes sont dans l'ordre
       set(labels.lines[i], { class: `lrq-label error${own ? "" : " faded"}`, visibility: hidden ? "hidden" : null });
