@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from . import aware, book, convolution, forward, large, page, rank, startup
+from . import aware, book, convolution, forward, large, page, rank, startup, storage
 from .table import render
 
 MODULES = {
@@ -14,6 +14,7 @@ MODULES = {
     "convolution": convolution,
     "large": large,
     "aware": aware,
+    "storage": storage,
     "startup": startup,
     "page": page,
     "book": book,

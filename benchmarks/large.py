@@ -1,7 +1,7 @@
 """La SVD aléatoire d'une grande matrice : son erreur, sa durée, sa mémoire, à côté de PyTorch et de scikit-learn.
 
-La matrice est A diag(σ) B, où A et B sont orthogonales : des cosinus, des signes et des permutations. Son spectre est
-donc connu sans la décomposer.
+À mesurer sur une machine au repos. La matrice est A diag(σ) B, où A et B sont orthogonales : des cosinus, des signes et
+des permutations. Son spectre est donc connu sans la décomposer.
 """
 
 import math
@@ -19,7 +19,7 @@ from .table import Row, duration, number
 from .timing import interleaved
 
 SIZE, QUICK_SIZE, RANK, DECAY = 10_000, 3_000, 64, 0.7
-ERROR_TARGET, TORCH_TARGET, SKLEARN_TARGET, MEMORY_TARGET = 1.01, 1.25, 1.5, 0.5
+ERROR_TARGET, TORCH_TARGET, SKLEARN_TARGET, MEMORY_TARGET = 1.01, 1.15, 2.0, 0.5
 
 MEMORY = """
 import sys, threading, time
@@ -57,7 +57,7 @@ def measure(quick: bool) -> Iterator[Row]:
     yield accuracy(name, W)
     yield from times(name, W, 3 if quick else 5)
     del W
-    yield memory(name, size)
+    yield memory(name, size, None if quick else MEMORY_TARGET)  # en petit, un bloc de W pèse autant qu'elle
 
 
 def build(size: int) -> Tensor:
@@ -125,7 +125,7 @@ def times(name: str, W: Tensor, repeats: int) -> Iterator[Row]:
     )
 
 
-def memory(name: str, size: int) -> Row:
+def memory(name: str, size: int, target: float | None) -> Row:
     """La mémoire prise en plus de W, au plus haut, dans un processus neuf ; la référence recopie W une fois."""
     found = []
     for line in ("approximate_svd_large(W, RANK)", "W.clone()"):
@@ -139,6 +139,6 @@ def memory(name: str, size: int) -> Row:
         f"{number(mine / 1e6)} Mo",
         f"{number(copied / 1e6)} Mo",
         f"{number(share)} de W",
-        f"≤ {number(MEMORY_TARGET, 2)} de W",
-        share <= MEMORY_TARGET,
+        "—" if target is None else f"≤ {number(target, 2)} de W",
+        None if target is None else share <= target,
     )

@@ -31,7 +31,7 @@ def gavish_donoho_rank(S: Tensor, m: int, n: int, noise: float | None = None) ->
 
     References
     ----------
-    Gavish et Donoho (2014), « The Optimal Hard Threshold for Singular Values is 4/√3 ».
+    Gavish et Donoho (2014).
     """
     sigma, beta, unit = spectrum_and_unit(S, m, n, noise)
     limit = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1)))

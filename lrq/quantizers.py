@@ -73,7 +73,7 @@ class PerChannel(Granularity):
 
 @dataclass(frozen=True)
 class PerGroup(Granularity):
-    """Une échelle par groupe de `size` voisins de la dernière dimension. Forme (…, n / size)."""
+    """Une échelle par groupe de `size` voisins de la dernière dimension. Forme (…, n / `size`)."""
 
     size: int = 32
 

@@ -17,7 +17,7 @@ from .spectrum import truncation_errors
 from .svd import truncated_svd, working_dtype
 from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank
 
-BLOCK = 2**23  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
+BLOCK = 2**22  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
 
 
 @dataclass(frozen=True, eq=False)

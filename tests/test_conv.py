@@ -123,7 +123,7 @@ def test_dtype_is_kept(dtype, conv, randn):
     assert y.dtype == dtype
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(y, source(x), rtol=64 * eps, atol=512 * eps)
-    assert layer.reconstruction_error(source.weight) < 4 * eps
+    assert layer.reconstruction_error(source.weight) < 16 * eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

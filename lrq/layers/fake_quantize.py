@@ -82,7 +82,7 @@ class LearnedStepQuantize(FakeQuantizeModule):
 
     References
     ----------
-    Esser et al. (2020), « Learned Step Size Quantization ».
+    Esser et al. (2020).
     """
 
     def __init__(self, t: Tensor, n_bits: int = 8, per_channel: bool = False, channel_dim: int = 0):
