@@ -17,7 +17,7 @@ from .spectrum import truncation_errors
 from .svd import truncated_svd, working_dtype
 from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank
 
-BLOCK = 2**22  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
+BLOCK = 2**21  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +60,17 @@ def low_rank_error(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
     return residual(check_matrix(W), U, S, Vh)
 
 
+@torch.no_grad()
 def residual(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
     """:func:`low_rank_error` d'une matrice déjà vérifiée."""
     rows, dtype = max(1, BLOCK // W.shape[1]), working_dtype(W)
-    US, Vh = U.to(dtype) * S.to(dtype), Vh.to(dtype)
+    US, Vh = (U.to(dtype) * S.to(dtype)).contiguous(), Vh.to(dtype).contiguous()
     error, norm = 0.0, 0.0
+    gap = W.new_empty(min(rows, len(W)), W.shape[1], dtype=dtype)  # le même à chaque tour : allouer coûterait autant
     for part, left in zip(W.split(rows), US.split(rows), strict=True):
         block = part.to(dtype)
-        error = math.hypot(error, frobenius(torch.addmm(block, left, Vh, alpha=-1)))  # W_I − U_I diag(S) Vh
+        torch.addmm(block, left, Vh, alpha=-1, out=gap[: len(block)])  # W_I − U_I diag(S) Vh
+        error = math.hypot(error, frobenius(gap[: len(block)]))
         norm = math.hypot(norm, frobenius(block))
     if not 1e-6 < norm < 1e18:  # les carrés de float32 débordent, ou s'annulent : on recommence à l'échelle 1
         largest = max(abs(float(extreme)) for extreme in W.aminmax())
@@ -78,7 +81,7 @@ def residual(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
 
 def frobenius(block: Tensor) -> float:
     """Norme de Frobenius : par morceaux de lignes en précision de calcul, aussi vite qu'on lit, puis en float64."""
-    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in block.split(4096, dim=1)]
+    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in block.split(16384, dim=1)]
     return float(torch.stack(pieces).norm(dtype=torch.float64))
 
 
