@@ -93,7 +93,7 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     Parameters
     ----------
     model : nn.Module
-        Laissé intact.
+        Seulement écouté ; à mettre d'abord en ``eval()``, sans quoi ``BatchNorm`` et ``Dropout`` agissent.
     names : noms de modules
     run : fonction sans argument
         Fait passer les données de calibration ; par exemple ``lambda: model(x)``.
@@ -121,16 +121,16 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
         counts[name] += len(x)
         waiting[name].clear()
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach()
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = (args[0] if args else kwargs["input"]).detach()
             waiting[name].append(x.reshape(-1, x.shape[-1]).clone())  # le réseau peut réécrire x sur place
             if sum(map(len, waiting[name])) >= CHUNK:
                 fold(name)
 
         return hook
 
-    hooks = [modules[name].register_forward_pre_hook(listen(name)) for name in waiting]
+    hooks = [modules[name].register_forward_pre_hook(listen(name), with_kwargs=True) for name in waiting]
     try:
         with torch.no_grad():
             run()

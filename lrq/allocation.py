@@ -2,7 +2,7 @@
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def allocate_ranks(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
     Returns
     -------
     dict nom → rang
-        L'énergie gardée l'est au mieux à une composante près, et au mieux quand toutes les couches coûtent autant.
+        L'énergie gardée est optimale à une composante près, et exactement quand toutes les couches coûtent autant.
 
     Raises
     ------
@@ -112,6 +112,8 @@ def allocate_ranks(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
         raise ValueError(f"shapes : reçu les noms {sorted(shapes)}, attendu ceux de spectra, {sorted(spectra)}.")
     energies = {name: check_spectrum(S, f"spectra[{name!r}]") ** 2 for name, S in spectra.items()}
     for name, shape in shapes.items():
+        if not isinstance(shape, Sequence) or len(shape) != 2:
+            raise ValueError(f"shapes[{name!r}] : reçu {shape!r}, attendu (m, n).")
         limit = min(check_integer(size, f"shapes[{name!r}]") for size in shape)
         if len(energies[name]) > limit:
             received = f"reçu {len(energies[name])} valeurs singulières"

@@ -261,9 +261,15 @@ class UniformQuantizer:
         """
         x = check_values(t)
         if scale is None:
+            if zero_point is not None:
+                raise ValueError("zero_point : reçu sans scale, attendu les deux, ou aucun.")
             scale, zero_point = self.compute_scale_zero_point(t)
-        if not (check_tensor(scale, "scale") >= 0).all():  # NaN échoue aussi
-            raise ValueError(f"scale : reçu un minimum de {scale.min()}, attendu des échelles positives ou nulles.")
+        if not check_tensor(scale, "scale").is_floating_point():
+            raise TypeError(f"scale : reçu des éléments {scale.dtype}, attendu des flottants.")
+        if not (scale >= 0).all() or not is_finite(scale):  # NaN échoue aussi
+            raise ValueError(
+                f"scale : reçu un minimum de {scale.min()}, attendu des échelles finies, positives ou nulles."
+            )
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
         codes = self._codes(x, self.spread(scale, x.shape), self.spread(zero_point, x.shape, "zero_point"))
         return codes.to(torch.int8 if self.signed else torch.uint8)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .spectrum import truncation_errors
 from .svd import truncated_svd, working_dtype
-from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank
+from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank, check_tensor
 
 BLOCK = 2**21  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
 
@@ -55,9 +55,18 @@ def low_rank_error(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
     Returns
     -------
     float
-        Exacte à la précision des calculs près ; 0 pour une matrice nulle bien rendue.
+        Exacte à la précision des calculs près. Pour une matrice nulle : 0 si elle est bien rendue, l'infini sinon.
+
+    Raises
+    ------
+    TypeError, ValueError
+        W n'est pas une matrice réelle et finie, ou les facteurs n'ont pas ces formes.
     """
-    return residual(check_matrix(W), U, S, Vh)
+    W, r = check_matrix(W), len(check_tensor(S, "S"))
+    for factor, name, shape in ((U, "U", (len(W), r)), (Vh, "Vh", (r, W.shape[1]))):
+        if check_tensor(factor, name).shape != shape:
+            raise ValueError(f"{name} : reçu la forme {tuple(factor.shape)}, attendu {shape}.")
+    return residual(W, U, S, Vh)
 
 
 @torch.no_grad()
@@ -76,7 +85,9 @@ def residual(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
         largest = max(abs(float(extreme)) for extreme in W.aminmax())
         if largest > 0:
             return residual(W.to(dtype) / largest, U, S.to(dtype) / largest, Vh)
-    return error / norm if error > 0 else 0.0
+    if error == 0:
+        return 0.0
+    return error / norm if norm > 0 else math.inf
 
 
 def frobenius(block: Tensor) -> float:
@@ -175,7 +186,7 @@ def adaptive_svd(
     x = W.to(working_dtype(W))
     rank = 16
     while 2 * rank < min(W.shape):
-        svd = approximate_svd_large(x, rank, oversample, n_iter, seed)
+        svd = approximate_svd_large(W, rank, oversample, n_iter, seed)
         if svd.error <= target_error:
             break
         rank *= 2

@@ -361,3 +361,9 @@ def test_bad_calibration_is_named(X, error, message):
 def test_bad_rank_is_named(rank, error):
     with pytest.raises(error, match=r"^rank : reçu"):
         activation_aware_svd(torch.ones(6, 4), rank, torch.ones(3, 4))
+
+
+def test_inputs_given_by_keyword_are_heard(randn):
+    layer, x = torch.nn.Linear(5, 3), randn(20, 5)
+    seen = calibrate(torch.nn.Sequential(layer), ["0"], lambda: layer(input=x))["0"]
+    torch.testing.assert_close(seen.second_moment, x.double().T @ x.double() / 20)

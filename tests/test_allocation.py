@@ -254,3 +254,9 @@ def test_a_truncated_spectrum_bounds_its_rank():
 def test_a_bad_allocation_is_named(spectra, shapes, budget, error, message):
     with pytest.raises(error, match=f"^{message}"):
         allocate_ranks(spectra, shapes, budget)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4), 5, ()])
+def test_a_shape_is_two_numbers(shape):
+    with pytest.raises(ValueError, match=r"^shapes\['a'\] : reçu .*, attendu \(m, n\)"):
+        allocate_ranks({"a": torch.ones(2)}, {"a": shape}, 100)

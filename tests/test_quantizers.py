@@ -801,3 +801,16 @@ def test_what_is_no_tensor_is_refused():
         quantizer.dequantize(torch.ones(3), torch.tensor(1.0), 3)
     with pytest.raises(TypeError, match=r"^q : reçu list, attendu un tenseur"):
         quantizer.dequantize([1, 2], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "error", "message"),
+    [
+        (torch.tensor(2), None, TypeError, "^scale : reçu des éléments torch.int64, attendu des flottants"),
+        (torch.tensor(math.inf), None, ValueError, "^scale : .*attendu des échelles finies"),
+        (None, torch.tensor(3), ValueError, "^zero_point : reçu sans scale"),
+    ],
+)
+def test_a_grid_that_is_no_grid_is_refused(scale, zero_point, error, message):
+    with pytest.raises(error, match=message):
+        UniformQuantizer().quantize(torch.ones(3), scale, zero_point)

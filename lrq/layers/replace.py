@@ -31,7 +31,9 @@ def replace_linears(
     convert : fonction de nn.Linear vers nn.Module, ou dict nom complet → fonction
         Un dictionnaire donne à chaque couche la sienne, et nomme les couches à remplacer.
     names : noms complets, optionnel
-        Toutes les nn.Linear par défaut.
+        Toutes les nn.Linear par défaut. D'une couche partagée, n'en nommer qu'un rompt le partage. Laisser de côté
+        celles d'une nn.MultiheadAttention ou d'une nn.TransformerEncoderLayer : PyTorch en lit les poids sans les
+        appeler.
 
     Returns
     -------
@@ -54,7 +56,7 @@ def replace_linears(
         raise ValueError(f"names : {unknown[0]!r} n'est pas une nn.Linear du réseau, qui a : {', '.join(present)}.")
     model = copy.deepcopy(model)
     layers = {name: model.get_submodule(name) for name in (present if names is None else names)}
-    converted: dict[nn.Module, nn.Module] = {}  # une couche partagée n'est convertie qu'une fois, et le reste
+    converted: dict[nn.Module, nn.Module] = {}  # une couche partagée n'est convertie qu'une fois, et demeure partagée
     for name, layer in layers.items():
         assert isinstance(layer, nn.Linear)
         if layer not in converted:
