@@ -268,7 +268,7 @@ class UniformQuantizer:
             raise TypeError(f"scale : reçu des éléments {scale.dtype}, attendu des flottants.")
         if not (scale >= 0).all() or not is_finite(scale):  # NaN échoue aussi
             raise ValueError(
-                f"scale : reçu un minimum de {scale.min()}, attendu des échelles finies, positives ou nulles."
+                f"scale : reçu un minimum de {scale.min()}, attendu des échelles positives ou nulles, et finies."
             )
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
         codes = self._codes(x, self.spread(scale, x.shape), self.spread(zero_point, x.shape, "zero_point"))

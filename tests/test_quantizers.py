@@ -807,7 +807,7 @@ def test_what_is_no_tensor_is_refused():
     ("scale", "zero_point", "error", "message"),
     [
         (torch.tensor(2), None, TypeError, "^scale : reçu des éléments torch.int64, attendu des flottants"),
-        (torch.tensor(math.inf), None, ValueError, "^scale : .*attendu des échelles finies"),
+        (torch.tensor(math.inf), None, ValueError, "^scale : .*attendu des échelles positives ou nulles, et finies"),
         (None, torch.tensor(3), ValueError, "^zero_point : reçu sans scale"),
     ],
 )
