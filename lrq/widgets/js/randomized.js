@@ -334,18 +334,22 @@ function build(root, model) {
       [place.x, place.y - 18, "middle"],
       [place.x, place.y + 28, "middle"],
     ];
+    const place = (lines, text, places) => {
+      const crowd = settle(lines, text, places, around);
+      // Sans place, rien plutôt qu’un fouillis.
+      for (const line of lines) set(line, { visibility: crowd >= 1000 ? "hidden" : null });
+    };
     settle(labels.here, [`+\u00a0${surplus(chosen.over)}`], beside(here), around);
     const heights = Array.from({ length: 12 }, (_, i) => MARGIN.top + 12 + i * 20);
-    settle(
+    place(
       labels.full,
       ["SVD complète", milliseconds(current.full)],
       heights.flatMap((height) => [
         [fullX + 7, height, "start"],
         [fullX - 7, height, "end"],
       ]),
-      around,
     );
-    settle(
+    place(
       labels.halko,
       [width < 420 ? "borne de Halko" : "borne de Halko, q\u00a0=\u00a00"],
       bounded.flatMap((point, i) => [
@@ -354,9 +358,8 @@ function build(root, model) {
         [point.x, halko[i] - 9, "middle"],
         [point.x - 6, halko[i] + 18, "end"],
       ]),
-      around,
     );
-    settle(
+    place(
       labels.optimum,
       [width < 420 ? "optimum" : "optimum (Eckart–Young)"],
       [0, 0.25, 0.5, 0.75, 1].map((part) => [
@@ -364,7 +367,6 @@ function build(root, model) {
         bottom - 6,
         part < 0.3 ? "start" : part > 0.7 ? "end" : "middle",
       ]),
-      around,
     );
     const order = [...rows.keys()].sort((i, j) => (rows[j][0].q === chosen.q) - (rows[i][0].q === chosen.q));
     for (const i of order) {
