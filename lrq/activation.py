@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .svd import truncated_svd, working_dtype
-from .validation import check_matrix, check_rank, check_tensor, is_finite
+from .validation import check_matrix, check_names, check_rank, check_tensor, is_finite
 
 CHUNK = 2048  # entrées mises en attente avant d'être multipliées : un grand produit coûte moins que mille petits
 FLOOR = 1e-12  # part de la plus grande variance au-dessous de laquelle une direction compte comme jamais vue
@@ -81,11 +81,6 @@ class Calibration:
             )
         return directions * variances.clamp_min(floor).sqrt()
 
-    def __add__(self, other: "Calibration") -> "Calibration":
-        count = self.count + other.count
-        share = self.count / count
-        return Calibration(share * self.second_moment + (1 - share) * other.second_moment, count)
-
 
 def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object]) -> dict[str, Calibration]:
     """Fait passer des données dans un réseau, et retient le second moment des entrées de quelques couches.
@@ -108,9 +103,7 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
         Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    unknown = sorted(set(names) - set(modules))
-    if unknown:
-        raise ValueError(f"names : {unknown[0]!r} n'est pas un module du réseau.")
+    check_names(names, modules, "un module")
     waiting: dict[str, list[Tensor]] = {name: [] for name in names}
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(waiting, 0)

@@ -3,6 +3,7 @@
 code = arrondi(t / échelle) + point zéro, borné à la grille ; en retour, t̂ = (code − point zéro) · échelle.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,16 +20,16 @@ CLIPPINGS = ("min_max", "percentile", "mse")
 
 
 @dataclass(frozen=True)
-class Granularity:
+class Granularity(ABC):
     """Comment un tenseur se découpe en blocs dont chacun a son échelle ; ses sous-classes le disent."""
 
+    @abstractmethod
     def blocks(self, t: Tensor) -> Tensor:
         """Les éléments de `t`, un bloc par ligne : (blocs, éléments)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scale_shape(self, shape: torch.Size) -> tuple[int, ...]:
         """La forme des échelles d'un tenseur de forme `shape`."""
-        raise NotImplementedError
 
     def arrange(self, values: Tensor, shape: torch.Size) -> Tensor:
         """Une valeur par bloc, (blocs,), rangée dans la forme des échelles."""
@@ -316,13 +317,9 @@ class UniformQuantizer:
         """
         scale, zero_point = self.compute_scale_zero_point(t)
         codes = self.quantize(t, scale, zero_point)
-        packed = pack_bits(codes if self.symmetric else codes.short() - self.low, self.n_bits, self._packed_signed)
+        packed = pack_bits(codes if self.binary else codes.short() - self.low, self.n_bits, self.binary)
         kept = None if self.symmetric else zero_point.to(codes.dtype)  # un point zéro est un code : un octet
         return QuantizedTensor(self, packed, scale, kept, t.shape, t.dtype)
-
-    @property
-    def _packed_signed(self) -> bool:
-        return self.symmetric and self.signed
 
     def __repr__(self) -> str:
         kind = f"{'symmetric' if self.symmetric else 'asymmetric'}, {'signed' if self.signed else 'unsigned'}"
@@ -353,8 +350,8 @@ class QuantizedTensor:
     def dequantize(self) -> Tensor:
         """Le tenseur arrondi à la grille, de forme `shape`."""
         quantizer = self.quantizer
-        codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer._packed_signed)
-        if not quantizer.symmetric:
+        codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer.binary)
+        if not quantizer.binary:
             codes = codes.short() + quantizer.low
         return restore(quantizer.dequantize(codes, self.scale, self.zero_point), self.dtype)
 

@@ -2,12 +2,14 @@
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def check_matrix(W: Any, name: str = "W") -> Tensor:
@@ -196,31 +198,40 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
+def check_names(names: Any, known: Collection[str], what: str) -> None:
+    """Exige des noms connus, dans une liste ; `what` dit ce qu'ils désignent.
+
+    Raises
+    ------
+    TypeError
+        `names` est un texte, qui se lirait lettre à lettre.
+    ValueError
+        Un nom est inconnu.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names : reçu le texte {names!r}, attendu une liste de noms.")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"names : {unknown[0]!r} n'est pas {what} du réseau, qui a : {', '.join(known)}.")
+
+
 def check_bits(n_bits: Any, name: str = "n_bits") -> int:
     """Rend un nombre de bits entre 1 et 8."""
     return check_integer(n_bits, name, 1, 8)
 
 
 def check_linear(layer: Any, name: str = "linear_layer") -> nn.Linear:
-    """Rend une `nn.Linear` dont les poids sont finis.
-
-    Raises
-    ------
-    TypeError
-        `layer` est d'une autre classe.
-    ValueError
-        Ses poids ou son biais ne sont pas finis.
-    """
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.Linear.")
-    check_matrix(layer.weight, f"{name}.weight")
-    if layer.bias is not None and not is_finite(layer.bias):
-        raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")
-    return layer
+    """Rend une `nn.Linear` dont les poids sont finis ; voir :func:`check_layer`."""
+    return check_layer(layer, nn.Linear, name)
 
 
 def check_conv(layer: Any, name: str = "conv_layer") -> nn.Conv2d:
-    """Rend une `nn.Conv2d` dont les poids sont finis.
+    """Rend une `nn.Conv2d` dont les poids sont finis ; voir :func:`check_layer`."""
+    return check_layer(layer, nn.Conv2d, name)
+
+
+def check_layer(layer: Any, kind: type[Layer], name: str) -> Layer:
+    """Rend une couche de la classe `kind` dont les poids sont finis.
 
     Raises
     ------
@@ -229,8 +240,8 @@ def check_conv(layer: Any, name: str = "conv_layer") -> nn.Conv2d:
     ValueError
         Ses poids ou son biais ne sont pas finis.
     """
-    if not isinstance(layer, nn.Conv2d):
-        raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.Conv2d.")
+    if not isinstance(layer, kind):
+        raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.{kind.__name__}.")
     check_matrix(layer.weight.flatten(1), f"{name}.weight")
     if layer.bias is not None and not is_finite(layer.bias):
         raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")

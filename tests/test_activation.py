@@ -20,6 +20,7 @@ from lrq import (
     activation,
     activation_aware_svd,
     calibrate,
+    replace_linears,
     truncated_svd,
 )
 
@@ -209,16 +210,6 @@ def test_second_moment_by_hand(randn):
     assert seen.second_moment.dtype == torch.float64
 
 
-def test_sum_of_calibrations_is_that_of_all_the_inputs(randn):
-    X = randn(37, 6)
-    total = Calibration.from_inputs(X[:5]) + Calibration.from_inputs(X[5:30]) + Calibration.from_inputs(X[30:])
-    together = Calibration.from_inputs(X)
-    assert total.count == together.count == 37
-    torch.testing.assert_close(total.second_moment, together.second_moment)
-    W = randn(8, 6, dtype=torch.float64)
-    torch.testing.assert_close(rebuilt(activation_aware_svd(W, 3, total)), rebuilt(activation_aware_svd(W, 3, X)))
-
-
 def test_root_is_a_root(inputs):
     seen = Calibration.from_inputs(inputs(200, 8, 1.5))
     torch.testing.assert_close(seen.root @ seen.root.T, seen.second_moment)
@@ -367,3 +358,11 @@ def test_inputs_given_by_keyword_are_heard(randn):
     layer, x = torch.nn.Linear(5, 3), randn(20, 5)
     seen = calibrate(torch.nn.Sequential(layer), ["0"], lambda: layer(input=x))["0"]
     torch.testing.assert_close(seen.second_moment, x.double().T @ x.double() / 20)
+
+
+def test_a_text_is_not_a_list_of_names(randn):
+    network = torch.nn.Sequential(torch.nn.Linear(5, 3))
+    with pytest.raises(TypeError, match=r"^names : reçu le texte '0', attendu une liste de noms"):
+        calibrate(network, "0", lambda: network(randn(4, 5)))
+    with pytest.raises(TypeError, match=r"^names : reçu le texte '0', attendu une liste de noms"):
+        replace_linears(network, lambda layer: layer, "0")

@@ -89,30 +89,6 @@ def test_quantize_pack_unpack_dequantize(n_bits, randn):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [
-        pytest.param(lambda b: pack_bits(torch.ones(3, dtype=torch.int8), b), id="pack_bits"),
-        pytest.param(lambda b: unpack_bits(torch.ones(3, dtype=torch.uint8), b, (3,)), id="unpack_bits"),
-    ],
-)
-@pytest.mark.parametrize(
-    ("n_bits", "error", "shown"),
-    [
-        (0, ValueError, "0"),
-        (9, ValueError, "9"),
-        (-1, ValueError, "-1"),
-        (2.5, TypeError, r"2\.5"),
-        (True, TypeError, "True"),
-        ("4", TypeError, "'4'"),
-        (None, TypeError, "None"),
-    ],
-)
-def test_bad_number_of_bits_is_named(function, n_bits, error, shown):
-    with pytest.raises(error, match=f"^n_bits : reçu {shown}, attendu un entier entre 1 et 8"):
-        function(n_bits)
-
-
-@pytest.mark.parametrize(
     ("codes", "n_bits", "error", "message"),
     [
         (torch.tensor([8], dtype=torch.int8), 4, ValueError, "reçu des valeurs de 8 à 8, attendu des entiers entre -8"),

@@ -14,7 +14,9 @@ from lrq import (
     PerTensor,
     UniformQuantizer,
     dequantize,
+    pack_bits,
     quantize_symmetric,
+    unpack_bits,
 )
 from lrq.quantizers import CLIPPINGS
 
@@ -646,6 +648,8 @@ def test_input_is_unchanged_and_not_followed(randn):
     [
         pytest.param(lambda b: quantize_symmetric(torch.ones(3), b), id="quantize_symmetric"),
         pytest.param(UniformQuantizer, id="UniformQuantizer"),
+        pytest.param(lambda b: pack_bits(torch.ones(3, dtype=torch.int8), b), id="pack_bits"),
+        pytest.param(lambda b: unpack_bits(torch.ones(3, dtype=torch.uint8), b, (3,)), id="unpack_bits"),
     ],
 )
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ class LearnedStepQuantize(FakeQuantizeModule):
 
     def forward(self, t: Tensor) -> Tensor:
         """t̂ = code · Δ ; le gradient va à t et à Δ."""
+        check_values(t)
         scale = straight_through(self.scale, self.scale * self.share).abs().to(working_dtype(t))
         scale, q = self.quantizer.spread(scale, t.shape), self.quantizer.high
         v = t.to(scale.dtype) * divisor(scale).reciprocal()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 
 from torch import nn
 
+from ..validation import check_names
+
 Convert = Callable[[nn.Linear], nn.Module]
 
 
@@ -51,9 +53,7 @@ def replace_linears(
             raise ValueError("names : reçu des noms en plus d'un dictionnaire, qui nomme déjà ses couches.")
         names = list(convert)
     present = linear_names(model)
-    unknown = sorted(set(names or ()) - set(present))
-    if unknown:
-        raise ValueError(f"names : {unknown[0]!r} n'est pas une nn.Linear du réseau, qui a : {', '.join(present)}.")
+    check_names(() if names is None else names, present, "une nn.Linear")
     model = copy.deepcopy(model)
     layers = {name: model.get_submodule(name) for name in (present if names is None else names)}
     converted: dict[nn.Module, nn.Module] = {}  # une couche partagée n'est convertie qu'une fois, et demeure partagée
