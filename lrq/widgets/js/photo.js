@@ -26,7 +26,7 @@ function build(root, model) {
     (level) => low + ((high - low) * level) / 255,
   );
   const p = Math.min(m, n);
-  const U = Float32Array.from(decode(model.get("_vectors"), Int16Array, m * p), (code) => code / 32767);
+  const U = Float64Array.from(decode(model.get("_vectors"), Int16Array, m * p), (code) => code / 32767);
   const S = decode(model.get("_values"), Float32Array, p);
   const coordinates = project(U, W, m, n);
   const errors = truncationErrors(S);
