@@ -16,7 +16,8 @@ from ..validation import check_rank
 
 FOLDER = Path(__file__).parent / "js"
 COMMENT = re.compile(r"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*\n", re.MULTILINE)  # des lignes entières
-IMPORT = re.compile(r'from "\./([\w.]+)"')
+IMPORT = re.compile(r'import (\* as \w+|\{[^}]*\}) from "\./([\w.]+)"')
+DECLARATION = re.compile(r"^(?:export )?(?:function|const|let) (\w+)", re.MULTILINE)  # au bord de la ligne
 
 CSS = (FOLDER / "explorers.css").read_text(encoding="utf-8")
 
@@ -24,13 +25,33 @@ YOURS = "# W : votre matrice"  # « Voir le code » d'une matrice que le lecteur
 
 
 def esm(name: str) -> str:
-    """Un module JavaScript qui se suffit : sans commentaires, ses imports relatifs changés en adresses « data: »."""
+    """Un module JavaScript qui se suffit : sans commentaires, ses imports relatifs changés en adresses « data: ».
+
+    Des modules communs, il n'emporte que ce dont il se sert : chaque figure en paie le poids dans la page.
+    """
 
     def inline(match: re.Match[str]) -> str:
-        code = base64.b64encode(esm(match[1]).encode()).decode()
-        return f'from "data:text/javascript;base64,{code}"'
+        imported, code = match[1], esm(match[2])
+        if imported.startswith("{"):
+            code = only(code, set(re.findall(r"\w+", imported)))
+        return f'import {imported} from "data:text/javascript;base64,{base64.b64encode(code.encode()).decode()}"'
 
     return IMPORT.sub(inline, COMMENT.sub("", (FOLDER / name).read_text(encoding="utf-8")))
+
+
+def only(code: str, wanted: set[str]) -> str:
+    """Les déclarations d'un module qu'on lui demande, et celles qu'elles nomment, de proche en proche."""
+    starts = [match.start() for match in DECLARATION.finditer(code)]
+    parts = {
+        DECLARATION.match(part)[1]: part  # type: ignore[index]
+        for part in (code[start:end] for start, end in zip(starts, [*starts[1:], len(code)], strict=True))
+    }
+    named = {name: set(re.findall(r"\w+", part)) & parts.keys() for name, part in parts.items()}
+    kept: set[str] = set()
+    while wanted:
+        kept |= wanted
+        wanted = set().union(*(named[name] for name in wanted)) - kept
+    return code[: starts[0]] + "".join(part for name, part in parts.items() if name in kept)
 
 
 def relative_to_first(S: Tensor) -> Tensor:
@@ -68,6 +89,12 @@ class Text(French, traitlets.Unicode):
     """Un texte."""
 
     expected = "un texte"
+
+
+class Flag(French, traitlets.Bool):
+    """Un oui ou un non."""
+
+    expected = "True ou False"
 
 
 class Explorer(anywidget.AnyWidget):
