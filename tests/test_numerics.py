@@ -6,8 +6,12 @@ import re
 import pytest
 import torch
 
-from lrq.widgets.certificate import golden_cases
+from lrq import UniformQuantizer
+from lrq.quantizers import CLIPPINGS
+from lrq.widgets import QuantizerExplorer
+from lrq.widgets.certificate import SETTINGS, golden_cases, quantizer_cases
 from lrq.widgets.explorer import esm
+from lrq.widgets.quantizer import MINILM
 
 LIMIT = 1e-5
 CERTIFY = """async ([module, cases]) => {
@@ -53,7 +57,7 @@ def test_javascript_agrees_with_pytorch(gaps, cases):
     ("right", "wrong", "twin"),
     [
         ("roundHalfEven(Math", "Math.round(Math", "quantize_symmetric"),
-        ("sum / width", "largest", "quantize_symmetric"),
+        ("sum / width", "sum", "quantize_symmetric"),
         ("energies[S.length] = tail", "energies[S.length] = 0", "truncation_errors"),
         ("k < rank", "k < rank - 1", "produit U_r (U_rᵀ W)"),
         ("Math.ceil((m * rank * bits) / 8)", "Math.floor((m * rank * bits) / 8)", "QuantizedLowRankLayer.nbytes"),
@@ -61,6 +65,14 @@ def test_javascript_agrees_with_pytorch(gaps, cases):
         ("rank / (oversample - 1)", "rank / oversample", "halko_bound"),
         ("error / optimum - 1", "error - optimum", "RandomizedExplorer.excess"),
         ("Math.sqrt(m) + Math.sqrt(n)", "Math.sqrt(m + n)", "marchenko_pastur_edge"),
+        ("first - zeros[row]", "first", "UniformQuantizer.quantize"),
+        ("symmetric ? tail : tail / 2", "tail", "UniformQuantizer.quantize"),
+        ("1 - step * (SHARES", "1 - step * (1 + SHARES", "UniformQuantizer.quantize"),
+        ("error < least) [least", "error <= 1.01 * least) [least", "UniformQuantizer.quantize"),
+        ("symmetric ? 32 : 40", "40", "QuantizedTensor.nbytes"),
+        ("zeros ? zeros[row] : 0", "0", "UniformQuantizer.dequantize"),
+        ("12 * scales.length", "scales.length", "predicted_error"),
+        ("last - zeros[row] + 0.5", "last - zeros[row] - 0.5", "clipped"),
     ],
 )
 def test_a_wrong_calculation_is_noticed(gaps, cases, right, wrong, twin):
@@ -74,3 +86,57 @@ def test_a_wrong_calculation_is_noticed(gaps, cases, right, wrong, twin):
 def test_a_missing_number_or_nan_is_an_infinite_gap(gaps, cases):
     golden = dict(cases[0])
     assert gaps([golden | {"expected": golden["expected"][1:]}]) == {golden["twin"]: float("inf")}
+
+
+def test_every_quantizer_agrees_with_pytorch(gaps, rng):
+    """Toutes les combinaisons de symétrie, d'écrêtage, de partage et de bits, que golden_cases tire au hasard."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    quantizers = [
+        UniformQuantizer(bits, symmetric, granularity=granularity, clipping=clipping)
+        for symmetric, clipping, granularity in SETTINGS
+        for bits in range(1, 9)
+    ]
+    found = gaps([golden for quantizer in quantizers for golden in quantizer_cases(quantizer, generator)])
+    assert max(found.values()) <= LIMIT, found
+
+
+MEASURE = """async ([module, x, settings]) => {
+  const { clippedShare, dequantize, quantizeUniform, relativeError, storedBits, uniformNoise } = await import(module);
+  const W = Float32Array.from(x);
+  return settings.map(([bits, rows, symmetric, clipping]) => {
+    const { codes, scales, zeros } = quantizeUniform(W, bits, rows, symmetric, clipping);
+    return [
+      relativeError(W, dequantize(codes, scales, zeros)),
+      uniformNoise(W, scales),
+      storedBits(W.length, bits, rows, symmetric) / W.length,
+      clippedShare(W, bits, symmetric, scales, zeros) * W.length,
+    ];
+  });
+}"""
+
+
+def test_every_state_of_the_quantizer_figure_agrees_with_lrq(browser):
+    """Les 576 réglages possibles des quatre extraits de MiniLM, calculés par la page et par lrq.
+
+    « Au moindre carré », deux réductions se valent parfois à l'arrondi près d'une somme de float32 : l'erreur est alors
+    la même, mais un poids de plus ou de moins peut être écrêté, et le pas d'un bloc sur plusieurs change d'un centième.
+    """
+    explorer, page = QuantizerExplorer.of_minilm(), browser.new_page()
+    shared = {"tensor": 1, "row": 32, "group": 96}
+    names = [(g, s, c, b) for g in shared for s in (True, False) for c in CLIPPINGS for b in range(1, 9)]
+    for name in MINILM:
+        explorer.matrix = name
+        settings = [
+            [bits, shared[granularity], symmetric, clipping] for granularity, symmetric, clipping, bits in names
+        ]
+        found = page.evaluate(MEASURE, [data_url(esm("numerics.js")), explorer.W.flatten().tolist(), settings])
+        for values, (granularity, symmetric, clipping, bits) in zip(found, names, strict=True):
+            explorer.granularity, explorer.symmetric, explorer.clipping = granularity, symmetric, clipping
+            explorer.n_bits = bits
+            error, predicted, stored, clipped = values
+            loose = clipping == "mse"
+            assert error == pytest.approx(explorer.error, rel=1e-5), explorer
+            assert predicted == pytest.approx(explorer.predicted_error, rel=1e-3 if loose else 1e-6), explorer
+            assert stored == explorer.bits_per_weight, explorer
+            assert clipped == pytest.approx(explorer.clipped * explorer.W.numel(), abs=1 if loose else 1e-6), explorer
+    page.close()

@@ -18,16 +18,18 @@ from lrq.widgets import (
     Certificate,
     Choice,
     PhotoExplorer,
+    QuantizerExplorer,
     RandomizedExplorer,
     SpectrumExplorer,
     minilm_choices,
     photo,
+    quantizer,
     randomized,
     shrink,
     spectrum,
 )
 from lrq.widgets.certificate import golden_cases
-from lrq.widgets.explorer import CSS, FOLDER, esm
+from lrq.widgets.explorer import CSS, FOLDER, esm, only
 
 STATE_LIMIT = 150_000
 BOOK_CSS = (FOLDER.parents[2] / "book" / "_static" / "lrq.css").read_text(encoding="utf-8")
@@ -136,7 +138,7 @@ def test_python_is_told_of_every_change(matrix):
 # --- les matrices refusées, les matrices trop grandes -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer])
+@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer, QuantizerExplorer])
 @pytest.mark.parametrize(
     ("W", "error", "words"),
     [
@@ -169,6 +171,8 @@ def test_what_is_not_a_matrix_is_refused(explorer, W, error, words):
 def test_a_bad_collection_is_refused(matrices):
     with pytest.raises(ValueError, match="matrices"):
         SpectrumExplorer(matrices)
+    with pytest.raises(ValueError, match="matrices"):
+        QuantizerExplorer(matrices)
 
 
 def test_colour_images_are_told_how_to_become_grey():
@@ -287,7 +291,8 @@ def test_repr_is_stable_and_tells_the_state(matrix):
 
 def test_state_is_light(minilm, photograph):
     largest = SpectrumExplorer({f"matrice {i}": torch.eye(150) for i in range(64)})
-    others = (Certificate(), RandomizedExplorer(), PhotoExplorer(torch.zeros(5000, 4000)))
+    weights = (QuantizerExplorer.of_minilm(), QuantizerExplorer({f"matrice {i}": torch.eye(150) for i in range(64)}))
+    others = (Certificate(), RandomizedExplorer(), PhotoExplorer(torch.zeros(5000, 4000)), *weights)
     for widget in (minilm, photograph, largest, *others):
         assert state_size(widget) <= STATE_LIMIT, type(widget)
 
@@ -307,6 +312,13 @@ def test_every_file_of_the_package_is_in_the_wheel():
 def test_modules_import_nothing_from_elsewhere(name):
     found = re.findall(r"""(?:from|import)\s*\(?["']([^"']{0,40})""", esm(name))
     assert [source for source in found if not source.startswith("data:text/javascript;base64,")] == []
+
+
+def test_a_figure_carries_only_what_it_uses():
+    code = "import x;\nconst a = 1;\nexport function f() {\n  return g(2);\n}\nfunction g(b) {\n  return a;\n}\n"
+    assert only(code + "let h = f;\n", {"f"}) == code
+    assert only(code, {"g"}) == "import x;\nconst a = 1;\nfunction g(b) {\n  return a;\n}\n"
+    assert only(code, {"a"}) == "import x;\nconst a = 1;\n"
 
 
 def test_golden_cases_are_fresh_and_repeatable():
@@ -457,6 +469,191 @@ def test_lines_break_where_they_may(prompt):
     shown = randomized.UNBROKEN.sub("\u00a0", prompt)
     assert not re.search(r" [:;?=]|= ", shown)
     assert shown.replace("\u00a0", " ") == prompt
+
+
+# --- la quantification ------------------------------------------------------------------------------------------------
+
+
+QUANTIZED = list(itertools.product(quantizer.GRANULARITIES, (True, False), lrq.quantizers.CLIPPINGS))
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    return QuantizerExplorer.of_minilm()
+
+
+def reset(explorer, **settings):
+    """L'explorateur, ramené au réglage le plus simple, puis aux réglages donnés."""
+    simplest = {"n_bits": 4, "granularity": "tensor", "symmetric": True, "clipping": "min_max", "block": 0}
+    for name, value in (simplest | settings).items():
+        setattr(explorer, name, value)
+    return explorer
+
+
+def test_quantized_numbers_are_those_of_lrq(randn, rng):
+    """L'erreur, la taille et l'écrêtage, recomptés en NumPy sur les niveaux de la grille."""
+    W = randn(6, 64) * randn(6, 1).exp() + 0.3
+    for granularity, symmetric, clipping in QUANTIZED:
+        bits = int(rng.integers(1, 9))
+        explorer = QuantizerExplorer(W, None, bits, granularity, symmetric, clipping)
+        shared = {"tensor": lrq.PerTensor(), "row": lrq.PerChannel(0), "group": lrq.PerGroup(32)}[granularity]
+        expected = lrq.UniformQuantizer(bits, symmetric, granularity=shared, clipping=clipping)
+        back, truth = expected.quantize_dequantize(W).double().numpy(), W.double().numpy()
+        assert explorer.error == pytest.approx(np.linalg.norm(back - truth) / np.linalg.norm(truth))
+        assert explorer.decibels == pytest.approx(-20 * math.log10(explorer.error))
+        blocks = {"tensor": 1, "row": 6, "group": 12}[granularity]
+        octets = W.numel() * bits / 8 + blocks * (4 if symmetric else 5)
+        assert explorer.bits_per_weight == pytest.approx(8 * octets / W.numel())
+        scale = expected.compute_scale_zero_point(W)[0].double().numpy().repeat(W.numel() // blocks)
+        lost = np.abs(back - truth).ravel() > 0.5001 * scale  # qui s'arrondit ne s'écarte que d'un demi-pas
+        assert explorer.clipped == pytest.approx(0 if bits == 1 and symmetric else lost.mean())
+        noise = math.sqrt((scale**2).mean() / 12 / (truth**2).mean())
+        assert explorer.predicted_error == pytest.approx(noise)
+
+
+def test_uniform_noise_is_what_eight_bits_measure(quantized):
+    """Là où part la droite des 6,02 dB : à 8 bits, sans écrêtage, la théorie et la mesure s'accordent."""
+    for name in list(quantizer.MINILM)[1:]:
+        quantized.matrix = name
+        for granularity in quantizer.GRANULARITIES:
+            reset(quantized, n_bits=8, granularity=granularity)
+            assert quantized.predicted_error == pytest.approx(quantized.error, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("n_bits", [0, 9, -1, 4.5, "4", None, True]),
+        ("granularity", ["", "PerTensor", "column", 3, None, lrq.PerTensor()]),
+        ("symmetric", [None, "oui", 2, 0.5]),
+        ("clipping", ["max", "", 3, None]),
+        ("block", [-1, 2, 0.5, "1", None, True]),
+        ("matrix", ["ailleurs", "", 3, ["W"]]),
+    ],
+)
+def test_impossible_quantizers_are_refused_and_change_nothing(randn, trait, values):
+    W = randn(3, 32)
+    explorer = QuantizerExplorer(W, n_bits=5)
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            QuantizerExplorer(W, **{trait: value})
+
+
+def test_groups_need_whole_groups(randn):
+    explorer = QuantizerExplorer({"par 32": randn(3, 64), "non": randn(3, 40)}, granularity="group", block=6)
+    explorer.matrix = "non"
+    assert (explorer.granularity, explorer.block) == ("row", 0)
+    with pytest.raises(traitlets.TraitError, match=r"^granularity : reçu 'group', attendu 'tensor' ou 'row'"):
+        explorer.granularity = "group"
+    explorer.block = 3
+    explorer.set_state({"matrix": "par 32", "granularity": "group", "block": 5})  # l'ordre n'importe pas
+    assert (explorer.matrix, explorer.granularity, explorer.block) == ("par 32", "group", 5)
+    with pytest.raises(traitlets.TraitError, match="block"):
+        explorer.set_state({"n_bits": 2, "block": 7})
+    assert (explorer.n_bits, explorer.block) == (4, 5)
+
+
+def test_the_page_gets_the_weights(randn, monkeypatch):
+    """Tels quels s'ils tiennent ; sinon, les premières lignes et colonnes, que le code montré reprend."""
+    monkeypatch.setattr(quantizer, "MAX_WEIGHTS", 2 * 600)
+    small, tall, wide = randn(20, 30), randn(300, 10), randn(2, 5000)
+    for given, shape in [(small, (20, 30)), (tall, (60, 10)), (wide, (2, 288)), (randn(50, 200), (4, 128))]:
+        explorer = QuantizerExplorer({"grande": Choice(given, code="W = 0"), "autre": torch.zeros(1, 1)})
+        assert torch.equal(explorer.W, given[: shape[0], : shape[1]])
+        values = np.frombuffer(explorer._values, "<f4")[: shape[0] * shape[1]]
+        assert (values.reshape(shape) == explorer.W.numpy()).all()
+        line, record = f"W = W[:{shape[0]}, :{shape[1]}]", explorer._choices[0]
+        assert (record["rows"], record["columns"]) == shape
+        assert (line in record["code"]) == ("« grande »" in explorer._note) == (shape != tuple(given.shape))
+        assert "autre" not in explorer._note
+
+
+def test_extracts_are_as_large_as_they_may(rng):
+    for _ in range(200):
+        m, n, limit = (int(x) for x in 10 ** rng.uniform((0, 0, 2.3), (4, 4, 4)))
+        rows, columns = quantizer.extract_shape(torch.Size((m, n)), limit)
+        assert 1 <= rows <= m
+        assert 1 <= columns <= n
+        assert rows * columns <= limit
+        assert columns == n or columns % 32 == 0
+        assert rows == m or (rows + 1) * columns > limit
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_every_real_dtype_is_quantized(randn, dtype):
+    W = (10 * randn(9, 6)).to(dtype)
+    expected = lrq.UniformQuantizer(4).quantization_error(W.float())
+    assert QuantizerExplorer(W).error == pytest.approx(expected)
+    assert QuantizerExplorer(W.float().numpy()).error == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_numbers_beyond_float32_are_refused(randn, scale):
+    with pytest.raises(ValueError, match=r"^matrices\['W'\] : .*float32"):
+        QuantizerExplorer(randn(4, 5, dtype=torch.float64) * scale)
+
+
+def test_a_zero_matrix_has_no_error():
+    for settings in QUANTIZED:
+        explorer = QuantizerExplorer(torch.zeros(2, 32), None, 3, *settings)
+        assert (explorer.error, explorer.decibels, explorer.clipped, explorer.predicted_error) == (0, math.inf, 0, 0)
+
+
+def test_quantizer_repr_is_stable_and_tells_the_state(quantized):
+    quantized.matrix = "query, bloc 1"
+    reset(quantized, n_bits=1, granularity="group", clipping="mse")
+    assert repr(quantized) == (
+        "QuantizerExplorer « query, bloc 1 », 32 × 96 : 1 bit, PerGroup(size=32), symétrique, mse, "
+        "erreur 59,1 %, 2,00 bits par poids"
+    )
+
+
+def test_two_bits_are_no_worse_than_four_because_of_one_weight(quantized):
+    quantized.matrix = "dense 2, bloc 1"
+    errors = {bits: reset(quantized, n_bits=bits).error for bits in (2, 4)}
+    assert errors[2] == pytest.approx(errors[4], rel=1e-4)
+    W = quantized.W.clone()
+    assert W.abs().max() == models.load_minilm_weights()["encoder.layer.0.output.dense.weight"].abs().max()
+    assert (quantized.quantizer.quantize(W) != 0).sum() == 1  # tous les autres tombent à zéro
+    W.view(-1)[W.abs().argmax()] = 0
+    scale = quantized.quantizer.compute_scale_zero_point
+    assert scale(quantized.W)[0] > 30 * scale(W)[0]
+    assert reset(quantized, granularity="group").error < errors[4] / 8
+
+
+def test_one_bit_is_better_than_two_unless_clipped(quantized):
+    quantized.matrix = "query, bloc 1"
+    one, two = (reset(quantized, n_bits=bits).error for bits in (1, 2))
+    assert reset(quantized, n_bits=2, clipping="mse").error < one < 0.7 * two
+
+
+def test_three_clipped_weights_spoil_eight_bits(quantized):
+    quantized.matrix = "dense 1, bloc 1"
+    few = [reset(quantized, n_bits=4, clipping=clipping).error for clipping in ("percentile", "min_max")]
+    many = [reset(quantized, n_bits=8, clipping=clipping).error for clipping in ("percentile", "min_max")]
+    assert few[0] < few[1]
+    assert many[0] > many[1]
+    reset(quantized, n_bits=8, clipping="percentile")
+    W = quantized.W
+    assert quantized.clipped * W.numel() == pytest.approx(3)
+    lost = (quantized.quantizer.quantize_dequantize(W) - W).flatten()
+    lost[lost.abs().topk(3).indices] = 0
+    assert float(lost.norm() / W.norm()) < many[1]
+
+
+def test_the_largest_words_weights_are_on_one_side(quantized):
+    quantized.matrix = "vecteurs de mots"
+    W = quantized.W.flatten()
+    assert (W[W.abs().topk(10).indices] > 0).all()
+    symmetric, asymmetric = (reset(quantized, symmetric=value).error for value in (True, False))
+    assert asymmetric < 0.7 * symmetric
+    assert quantized.bits_per_weight < 4.02
+    tokenizer = models.load_minilm().tokenizer
+    assert tokenizer.convert_ids_to_tokens([1996, 1997, 1998]) == ["the", "of", "and"]
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
 from .photo import PhotoExplorer, shrink
+from .quantizer import QuantizerExplorer
 from .randomized import RandomizedExplorer
 from .spectrum import SpectrumExplorer
 
@@ -15,6 +16,7 @@ __all__ = [
     "Choice",
     "Explorer",
     "PhotoExplorer",
+    "QuantizerExplorer",
     "RandomizedExplorer",
     "SpectrumExplorer",
     "minilm_choices",

@@ -1,5 +1,7 @@
 """Des vecteurs témoins : ce que PyTorch calcule, pour que le navigateur du lecteur le refasse et montre l'écart."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import anywidget
@@ -8,7 +10,7 @@ import traitlets
 from torch import Tensor, nn
 
 from ..layers import QuantizedLowRankLayer, SVDCompressedLinear
-from ..quantizers import dequantize, quantize_symmetric
+from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
 from ..spectrum import (
     break_even_rank,
@@ -19,7 +21,11 @@ from ..spectrum import (
 )
 from ..svd import truncated_svd
 from .explorer import CSS, esm
+from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
+
+# Ce que règle QuantizerExplorer, bits à part : symétrie, écrêtage, qui partage une échelle.
+SETTINGS = list(itertools.product((True, False), CLIPPINGS, (PerTensor(), PerChannel(0), PerGroup(8))))
 
 
 def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
@@ -85,7 +91,58 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     for bits in range(1, 9):
         layer = QuantizedLowRankLayer.from_linear(linear(W), rank, bits)
         cases.append(case("QuantizedLowRankLayer.nbytes", "factorBits", [m, n, rank, bits], 8 * layer.nbytes()))
+    whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
+    for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
+        bits = int(torch.randint(1, 9, (), generator=generator))
+        quantizer = UniformQuantizer(bits, symmetric, granularity=granularity, clipping=clipping)
+        # Tous les témoins de deux réglages, le premier de chacun des autres : au-delà, la page serait lourde.
+        cases += itertools.islice(quantizer_cases(quantizer, generator), None if i in whole else 1)
     return cases
+
+
+def quantizer_cases(quantizer: UniformQuantizer, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que montre QuantizerExplorer d'une petite matrice : codes, valeurs, taille, erreurs, écrêtage."""
+    W = draw(quantizer, generator)
+    scale, zero_point = quantizer.compute_scale_zero_point(W)
+    codes = quantizer.quantize(W, scale, zero_point)
+    parts = [codes.flatten(), scale.flatten(), zero_point.flatten()]
+    bits, rows, symmetric = quantizer.n_bits, scale.numel(), quantizer.symmetric
+    settings = [bits, rows, symmetric, quantizer.clipping]
+    yield case("UniformQuantizer.quantize", "quantizeUniform", [W, *settings], torch.cat(parts))
+    values = quantizer.dequantize(codes, scale, zero_point)
+    stored = 8 * quantizer.compress(W).nbytes()
+    yield case("UniformQuantizer.dequantize", "dequantize", parts, values)
+    yield case("QuantizedTensor.nbytes", "storedBits", [W.numel(), bits, rows, symmetric], stored)
+    yield case("quantization_error", "relativeError", [W, values], quantizer.quantization_error(W))
+    yield case("predicted_error", "uniformNoise", [W, parts[1]], uniform_noise(W, quantizer))
+    yield case("clipped", "clippedShare", [W, bits, symmetric, *parts[1:]], clipped_share(W, quantizer))
+    yield case("UniformQuantizer.low, high", "extremes", [bits, symmetric], [quantizer.low, quantizer.high])
+
+
+def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:
+    """Une petite matrice, (2, 16), qui penche d'un côté et dont un terme dépasse les autres.
+
+    « Au moindre carré », PyTorch somme des float32 dans un ordre à lui : entre deux réductions qui se valent à 1e-6
+    près, il choisit au hasard de ses arrondis. On tire donc une matrice dont la meilleure grille l'emporte de 1e-5 au
+    moins dans chaque bloc ; ses codes sont alors comparés un à un, comme les autres.
+    """
+    while True:
+        W = torch.randn(2, 16, generator=generator) + 0.5
+        W.view(-1)[int(torch.randint(32, (), generator=generator))] *= 5
+        if quantizer.clipping != "mse" or quantizer.binary or margin(W, quantizer) > 1e-5:
+            return W
+
+
+def margin(W: Tensor, quantizer: UniformQuantizer) -> float:
+    """De combien la meilleure des cent réductions l'emporte sur la suivante, en part d'erreur, au pire des blocs."""
+    blocks = quantizer.granularity.blocks(W)
+    shares = torch.linspace(0.01, 1, 100)[:, None]
+    grids = quantizer._grid(*(bound * shares for bound in quantizer._bounds(blocks)))
+    scale, zero_point = (values[..., None] for values in grids)  # (réductions, blocs, 1)
+    approximation = (quantizer._codes(blocks, scale, zero_point) - zero_point) * scale
+    errors = (approximation.double() - blocks.double()).square().sum(2)
+    best, second = errors.sort(0).values[:2]
+    return float(((second - best) / second).nan_to_num(0).min())
 
 
 def case(twin: str, function: str, arguments: list[Any], expected: Any, whole: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ const LIMIT = 1e-5;
 function replay({ function: name, arguments: values }) {
   const found = numerics[name](...values.map((value) => (Array.isArray(value) ? Float64Array.from(value) : value)));
   if (typeof found === "number") return [found];
-  return found.codes ? [...found.codes, ...found.scales] : Array.from(found);
+  return found.codes ? [...found.codes, ...found.scales, ...(found.zeros ?? [])] : Array.from(found);
 }
 
 export function certify(cases) {

@@ -171,7 +171,7 @@ export const possibleRank = (model, p) => possible(model, "rank", (rank) => clam
 
 /** Un curseur d'entiers : une étiquette, une valeur, un `<input type="range">` ; Page haut et Page bas vont de `page` en
  *  `page`. */
-function slider(control, label, page, onInput) {
+export function slider(control, label, page, onInput) {
   const id = unique(control);
   const value = element("span", { class: "lrq-value" }); // pas un <output>, qui se lirait à chaque pas
   const input = element("input", { type: "range", id, step: 1, "data-control": control, ...KEYS });
@@ -208,6 +208,48 @@ export function rankSlider(onInput) {
 export function listSlider(control, label, values, onInput) {
   const { node, update } = slider(control, label, 2, (place) => onInput(values[place]));
   return { node, update: (value, text) => update(values.indexOf(value), 0, values.length - 1, text) };
+}
+
+/** Un menu sous son étiquette ; `options` : des paires [valeur, mot]. */
+export function menu(control, label, options, onChoose) {
+  const id = unique(control);
+  const choices = options.map(([value, word]) => element("option", { value }, word));
+  const select = element("select", { id, "data-control": control, ...KEYS }, ...choices);
+  select.addEventListener("change", () => onChoose(select.value));
+  return {
+    node: element("div", { class: "lrq-menu" }, element("label", { for: id }, label), select),
+    /** `refused` : les valeurs que l'état présent ne permet pas. */
+    update(value, refused = []) {
+      for (const option of choices) option.disabled = refused.includes(option.value);
+      select.value = value;
+    },
+  };
+}
+
+/** Choisit à la main sur un dessin : `pick(x, y)` à chaque position, en pixels du dessin ; `remember()`, au début du
+ *  geste, rend de quoi tout remettre si le navigateur le reprend. Un doigt ne choisit qu'une fois posé ou glissé de côté :
+ *  vers le haut, il fait défiler. */
+export function pickable(plot, handle, pick, remember) {
+  let start = null;
+  const choose = (event) => {
+    const { left, top } = plot.getBoundingClientRect();
+    pick(event.clientX - left, event.clientY - top);
+  };
+  plot.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    start = { x: event.clientX, moved: event.pointerType !== "touch", undo: remember() };
+    plot.setPointerCapture(event.pointerId);
+    handle.focus({ preventScroll: true });
+    if (start.moved) choose(event);
+  });
+  plot.addEventListener("pointermove", (event) => {
+    if (!plot.hasPointerCapture(event.pointerId)) return;
+    start.moved ||= Math.abs(event.clientX - start.x) > 6;
+    if (start.moved) choose(event);
+  });
+  plot.addEventListener("pointerup", (event) => plot.hasPointerCapture(event.pointerId) && choose(event));
+  plot.addEventListener("pointercancel", () => start?.undo());
+  plot.addEventListener("mousedown", (event) => event.preventDefault()); // garde le focus sur la poignée
 }
 
 /** Les boutons qui mènent à un rang remarquable. */

@@ -59,42 +59,168 @@ export function factorBits(m, n, rank, bits = 32) {
   return 8 * (Math.ceil((m * rank * bits) / 8) + Math.ceil((rank * n * bits) / 8)) + 2 * 32;
 }
 
-/** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. */
+/** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. Au-delà de 1,5 · 2⁵², un
+ *  float64 n'a plus que des entiers, et l'addition arrondit ; pour abs(x) < 2⁵¹. */
 export function roundHalfEven(x) {
-  const floor = Math.floor(x);
-  const up = x - floor > 0.5 || (x - floor === 0.5 && floor % 2 !== 0);
-  return up ? floor + 1 : floor;
+  return x + 6755399441055744 - 6755399441055744;
 }
 
-/** lrq.quantize_symmetric : codes et échelles de `rows` blocs égaux de x (1 : une échelle pour tout le tenseur).
- *  Les quotients passent par Math.fround, puisque PyTorch calcule en float32. */
-export function quantizeSymmetric(x, bits, rows = 1) {
+const LARGEST = 2 ** 128 - 2 ** 104; // le plus grand float32
+const SHARES = 100; // les réductions qu'essaie clipping="mse"
+const PERCENTILE = 99.9;
+
+/** L'échelle, ou 1 si elle est nulle ou si petite que son inverse déborderait (lrq.quantizers.divisor). */
+const divisor = (scale) => (scale >= 2 ** -126 ? scale : 1);
+
+/** Les codes extrêmes : −2^(b−1) … 2^(b−1) − 1, sans le premier si la grille est symétrique. */
+export function extremes(bits, symmetric) {
+  const half = 2 ** (bits - 1);
+  return [symmetric ? 1 - half : -half, half - 1];
+}
+
+/** La grille, échelle et point zéro, qui va de `low` à `high` (UniformQuantizer._grid). Chaque opération est arrondie en
+ *  float32, dans l'ordre de PyTorch : un code dépend du dernier bit de l'échelle. */
+function grid(low, high, bits, symmetric) {
+  const [first, last] = extremes(bits, symmetric);
+  const steps = last - first;
+  const scale = Math.fround(Math.fround(high / steps) - Math.fround(low / steps));
+  const origin = symmetric ? 0 : roundHalfEven(Math.fround(first - Math.fround(low / divisor(scale))));
+  const zero = Math.min(Math.max(origin, first), last);
+  return [Math.min(scale, Math.fround(LARGEST / Math.max(last - zero, zero - first))), zero];
+}
+
+/** Quantile de valeurs triées, par interpolation linéaire (lrq.quantizers.quantile) ; la dernière multiplication et son
+ *  addition ne s'arrondissent qu'une fois, comme dans torch.lerp. */
+function quantile(ordered, share) {
+  const position = share * (ordered.length - 1);
+  const below = Math.floor(position);
+  const [start, end] = [ordered[below] / 2, ordered[Math.min(below + 1, ordered.length - 1)] / 2];
+  const weight = Math.fround(position - below);
+  const gap = Math.fround(end - start);
+  return 2 * Math.fround(weight < 0.5 ? start + weight * gap : end + (weight - 1) * gap);
+}
+
+/** Ce que la grille d'un bloc doit couvrir, zéro compris (UniformQuantizer._bounds). */
+function gridBounds(block, symmetric, clipping) {
+  const values = symmetric ? block.map(Math.abs) : block;
+  let [low, high] = [0, 0];
+  if (clipping === "percentile") {
+    const ordered = Float32Array.from(values).sort();
+    const tail = (100 - PERCENTILE) / 100;
+    low = Math.min(quantile(ordered, symmetric ? 0 : tail / 2), 0);
+    high = Math.max(quantile(ordered, 1 - (symmetric ? tail : tail / 2)), 0);
+  } else
+    for (const value of values) {
+      if (value < low) low = value;
+      if (value > high) high = value;
+    }
+  return [symmetric ? -high : low, high];
+}
+
+/** L'échelle et le point zéro d'un bloc (UniformQuantizer._fit). « Au moindre carré », les cent réductions s'essaient de
+ *  la plus large à la plus étroite, et l'on quitte une grille dès qu'elle a perdu. */
+function fit(block, bits, symmetric, clipping) {
+  const [low, high] = gridBounds(block, symmetric, clipping);
+  let best = grid(low, high, bits, symmetric);
+  if (clipping !== "mse") return best;
+  const [first, last] = extremes(bits, symmetric);
+  const start = Math.fround(0.01);
+  const step = Math.fround(Math.fround(1 - start) / (SHARES - 1));
+  let least = Infinity;
+  for (let i = SHARES - 1; i >= 0; i--) {
+    const share = Math.fround(i < SHARES / 2 ? start + step * i : 1 - step * (SHARES - 1 - i)); // torch.linspace
+    const [scale, zero] = grid(Math.fround(low * share), Math.fround(high * share), bits, symmetric);
+    const inverse = Math.fround(1 / divisor(scale));
+    const [bottom, top] = [first - zero, last - zero];
+    let error = 0;
+    for (let j = 0; j < block.length && error < least; j++) {
+      const value = block[j];
+      const code = roundHalfEven(Math.min(Math.max(Math.fround(value * inverse), bottom), top));
+      error += Math.fround(Math.fround(code * scale) - value) ** 2;
+    }
+    if (error < least) [least, best] = [error, [scale, zero]];
+  }
+  return best;
+}
+
+/** lrq.UniformQuantizer, signé : codes, échelles et points zéro de `rows` blocs égaux et contigus de x, en float32 (1 :
+ *  une échelle pour tout le tenseur ; m : une par ligne ; mn / 32 : une par groupe de 32). À 1 bit symétrique, ±Δ, où Δ
+ *  est la moyenne des valeurs absolues. */
+export function quantizeUniform(x, bits, rows = 1, symmetric = true, clipping = "min_max") {
   const width = x.length / rows;
-  const q = 2 ** (bits - 1) - 1;
+  const binary = symmetric && bits === 1;
+  const [first, last] = extremes(bits, symmetric);
   const codes = new Int8Array(x.length);
   const scales = new Float32Array(rows);
+  const zeros = new Int8Array(rows);
   for (let row = 0; row < rows; row++) {
-    const start = row * width;
-    let largest = 0;
-    let sum = 0;
-    for (let i = start; i < start + width; i++) {
-      largest = Math.max(largest, Math.abs(x[i]));
-      sum += Math.abs(x[i]);
-    }
-    scales[row] = bits === 1 ? sum / width : largest / q;
-    const inverse = Math.fround(1 / (scales[row] >= 2 ** -126 ? scales[row] : 1));
-    for (let i = start; i < start + width; i++) {
-      const code = bits === 1 ? (x[i] < 0 ? -1 : 1) : roundHalfEven(Math.fround(x[i] * inverse));
-      codes[i] = Math.min(Math.max(code, bits === 1 ? -1 : -q), Math.max(q, 1));
+    const block = x.subarray(row * width, (row + 1) * width);
+    if (binary) {
+      const sum = block.reduce((total, value) => total + Math.abs(value), 0);
+      scales[row] = sum / width;
+    } else [scales[row], zeros[row]] = fit(block, bits, symmetric, clipping);
+    const inverse = Math.fround(1 / divisor(scales[row]));
+    const [bottom, top] = [first - zeros[row], last - zeros[row]];
+    for (let j = 0; j < width; j++) {
+      const code = roundHalfEven(Math.min(Math.max(Math.fround(block[j] * inverse), bottom), top)) + zeros[row];
+      codes[row * width + j] = binary ? (block[j] < 0 ? -1 : 1) : code;
     }
   }
+  return { codes, scales, zeros };
+}
+
+/** lrq.quantize_symmetric : codes et échelles de `rows` blocs égaux de x (1 : une échelle pour tout le tenseur). */
+export function quantizeSymmetric(x, bits, rows = 1) {
+  const { codes, scales } = quantizeUniform(x, bits, rows);
   return { codes, scales };
 }
 
-/** lrq.dequantize : code × échelle. */
-export function dequantize(codes, scales) {
+/** lrq.dequantize, UniformQuantizer.dequantize : (code − point zéro) × échelle. */
+export function dequantize(codes, scales, zeros = null) {
   const width = codes.length / scales.length;
-  return Float32Array.from(codes, (code, i) => code * scales[Math.floor(i / width)]);
+  const values = new Float32Array(codes.length);
+  for (let i = 0; i < codes.length; i++) {
+    const row = Math.floor(i / width);
+    values[i] = (codes[i] - (zeros ? zeros[row] : 0)) * scales[row];
+  }
+  return values;
+}
+
+/** UniformQuantizer.quantization_error : erreur relative ‖x − x̂‖/‖x‖ (Frobenius). */
+export function relativeError(x, approximation) {
+  let [lost, whole] = [0, 0];
+  for (let i = 0; i < x.length; i++) {
+    lost += (x[i] - approximation[i]) ** 2;
+    whole += x[i] ** 2;
+  }
+  return lost > 0 ? Math.sqrt(lost / whole) : 0;
+}
+
+/** QuantizerExplorer.predicted_error : l'erreur relative d'un arrondi uniforme dans chaque pas, de carré moyen Δ²/12. */
+export function uniformNoise(x, scales) {
+  const noise = scales.reduce((sum, scale) => sum + scale ** 2, 0) / (12 * scales.length);
+  const power = x.reduce((sum, value) => sum + value ** 2, 0) / x.length;
+  return power > 0 ? Math.sqrt(noise / power) : 0;
+}
+
+/** QuantizerExplorer.clipped : part des nombres que la grille écrête, à plus d'un demi-pas de son dernier niveau. */
+export function clippedShare(x, bits, symmetric, scales, zeros) {
+  const [first, last] = extremes(bits, symmetric);
+  if (first === last) return 0; // ±Δ : chaque nombre va au plus proche des deux
+  const width = x.length / scales.length;
+  let clipped = 0;
+  for (let i = 0; i < x.length; i++) {
+    const row = Math.floor(i / width);
+    const step = Math.fround(x[i] * Math.fround(1 / divisor(scales[row])));
+    if (step < first - zeros[row] - 0.5 || step > last - zeros[row] + 0.5) clipped++;
+  }
+  return clipped / x.length;
+}
+
+/** QuantizedTensor.nbytes, en bits : des codes serrés par octets, une échelle float32 par bloc et, si la grille est
+ *  asymétrique, un point zéro d'un octet. */
+export function storedBits(count, bits, rows, symmetric) {
+  return 8 * Math.ceil((count * bits) / 8) + rows * (symmetric ? 32 : 40);
 }
 
 /** Uᵀ W, (p, n) : les coordonnées de W (m, n) dans ses vecteurs singuliers gauches U (m, p). */

@@ -10,6 +10,7 @@ import {
   fr,
   listSlider,
   logarithmic,
+  pickable,
   possible,
   powers,
   quantity,
@@ -93,31 +94,6 @@ function snippet({ code }, { rank, p, q, error, optimum, bound, over }) {
 /** De plusieurs valeurs, la plus proche. */
 const closest = (values, wanted) =>
   values.reduce((found, value) => (Math.abs(value - wanted) < Math.abs(found - wanted) ? value : found));
-
-/** Choisit à la main sur un dessin : `pick(x, y)` à chaque position, en pixels du dessin ; `remember()`, au
- *  début du geste, rend de quoi tout remettre si le navigateur le reprend. Un doigt ne choisit qu'une fois posé ou glissé de côté : vers le haut, il fait défiler. */
-function pickable(plot, handle, pick, remember) {
-  let start = null;
-  const choose = (event) => {
-    const { left, top } = plot.getBoundingClientRect();
-    pick(event.clientX - left, event.clientY - top);
-  };
-  plot.addEventListener("pointerdown", (event) => {
-    if (event.button) return;
-    start = { x: event.clientX, moved: event.pointerType !== "touch", undo: remember() };
-    plot.setPointerCapture(event.pointerId);
-    handle.focus({ preventScroll: true });
-    if (start.moved) choose(event);
-  });
-  plot.addEventListener("pointermove", (event) => {
-    if (!plot.hasPointerCapture(event.pointerId)) return;
-    start.moved ||= Math.abs(event.clientX - start.x) > 6;
-    if (start.moved) choose(event);
-  });
-  plot.addEventListener("pointerup", (event) => plot.hasPointerCapture(event.pointerId) && choose(event));
-  plot.addEventListener("pointercancel", () => start?.undo());
-  plot.addEventListener("mousedown", (event) => event.preventDefault()); // garde le focus sur la poignée
-}
 
 function build(root, model) {
   const choices = model.get("_choices");
