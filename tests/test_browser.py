@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
-from lrq.widgets import PhotoExplorer, RandomizedExplorer, SpectrumExplorer
+from lrq.widgets import PhotoExplorer, QuantizerExplorer, RandomizedExplorer, SpectrumExplorer
 
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -49,6 +49,7 @@ TOUCH = 44  # pixels CSS : la plus petite cible qu'un doigt atteint sans viser
 CONTROLS = 'input, select, button, summary, [role="slider"]'
 RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-control="code"]'
 RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
+BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 STILL = f"{TWO_FRAMES}.then(() => document.getAnimations().forEach(fade => fade.finish()))"  # sans attendre les fondus
 SETTLED = f"async () => {{ await window.MathJax?.startup?.promise; await document.fonts.ready; await {TWO_FRAMES}; }}"
@@ -559,10 +560,44 @@ def test_point_is_picked_by_hand(opened, page_name):
 
 
 @explored
+def test_bits_are_picked_on_the_drawing(opened, page_name):
+    """Au clavier, d'un clic près d'un point, ou en tirant le cercle : le curseur suit."""
+    page = opened(page_name)
+    for root in explorers(page, BITS_POINT):
+        point = root.locator(BITS_POINT)
+        root.locator(BITS).evaluate(SET, 4)
+        for key, expected in [
+            ("ArrowRight", 5),
+            ("ArrowUp", 6),
+            ("ArrowLeft", 5),
+            ("ArrowDown", 4),
+            ("PageUp", 6),
+            ("PageDown", 4),
+            ("End", 8),
+            ("ArrowRight", 8),
+            ("Home", 1),
+            ("ArrowLeft", 1),
+        ]:
+            point.press(key)
+            assert settings_after(root, {"n_bits": expected})["n_bits"] == expected, f"{label(root)} : {key}"
+            assert point.get_attribute("aria-valuenow") == str(expected)
+        point.scroll_into_view_if_needed()
+        dots = [dot.bounding_box() for dot in root.locator(".lrq-map circle:not([role=slider] *)").all()]
+        places = [(dot["x"] + dot["width"] / 2, dot["y"] + dot["height"] / 2) for dot in dots]
+        page.mouse.click(places[5][0] + 3, places[5][1] + 40)
+        assert settings_after(root, {"n_bits": 6})["n_bits"] == 6
+        page.mouse.move(*places[5])
+        page.mouse.down()
+        page.mouse.move(*places[1], steps=4)
+        page.mouse.up()
+        assert settings_after(root, {"n_bits": 2})["n_bits"] == 2
+
+
+@explored
 def test_labels_stay_in_the_drawing_and_apart(opened, page_name, rng):
     """Des réglages au hasard, sur un téléphone : aucune étiquette n'en couvre une autre ni ne sort de la figure."""
     page = opened(page_name, "phone")
-    for root in explorers(page, POINT):
+    for root in explorers(page, f"{POINT}, {BITS_POINT}"):
         for _ in range(20):
             randomize(root, rng)
             assert root.evaluate(OVERLAPS) == [], settings(root)
@@ -832,6 +867,62 @@ def test_degenerate_matrices_are_drawn(mounted, rng):
     assert noise == []
 
 
+def test_any_weights_are_quantized(mounted, rng):
+    """Nuls, constants, d'un seul nombre, sans groupes de 32, d'unité extravagante : tous les réglages se dessinent."""
+    W = torch.tensor(rng.standard_normal((3, 32)), dtype=torch.float32)
+    wild = {"minuscule": W * 1e-36, "énorme": W * 1e36, "constante": torch.ones(2, 64), "nulle": torch.zeros(2, 32)}
+    cases = [wild, {"seul": torch.full((1, 1), -0.5)}, {"sans groupes": W[:, :20]}, W.abs()]
+    page, noise = mounted([QuantizerExplorer(case, n_bits=1) for case in cases])
+    page.set_viewport_size(PHONE)
+    for root in explorers(page):
+        for _ in range(25):
+            for select in root.locator("select").all():
+                allowed = select.locator("option:not([disabled])")
+                value = allowed.nth(int(rng.integers(allowed.count()))).get_attribute("value")
+                select.select_option(value)
+            for control in root.locator(f"{RANGE}:enabled").all():
+                low, high = (int(control.get_attribute(side)) for side in ("min", "max"))
+                control.evaluate(SET, int(rng.integers(low, high + 1)))
+            page.evaluate(TWO_FRAMES)
+            assert not re.search(r"NaN|Infinity|undefined|∞", root.evaluate(SHOWN)), label(root)
+            assert root.evaluate(OVERLAPS) == [], root.inner_text()
+            assert page.evaluate(SIDEWAYS) is None
+    assert page.locator('[data-control="matrix"]').count() == 1  # une matrice seule n'a pas de menu
+    page.close()
+    assert noise == []
+
+
+def test_a_quantizer_without_groups_goes_back_to_rows(mounted, randn):
+    """Choisir une matrice dont les lignes ne font pas de groupes entiers : le menu les refuse, la figure le suit."""
+    page, noise = mounted(
+        [QuantizerExplorer({"avec": randn(4, 64), "sans": randn(4, 20)}, granularity="group", block=8)]
+    )
+    root = page.locator(".lrq-explorer")
+    root.locator('[data-control="matrix"]').select_option("sans")
+    page.evaluate(TWO_FRAMES)
+    assert root.locator('[data-control="granularity"]').input_value() == "row"
+    assert root.locator('[data-control="granularity"] option[value="group"]').is_disabled()
+    assert root.locator('[data-control="block"]').get_attribute("max") == "4"
+    page.close()
+    assert noise == []
+
+
+def test_a_quantizer_keeps_its_height(mounted, rng):
+    """Rien ne saute : quels que soient les réglages, ce qui suit la figure reste à sa place."""
+    page, noise = mounted([QuantizerExplorer.of_minilm()])
+    root = page.locator(".lrq-explorer")
+    for width in (760, 360, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for _ in range(40):
+            randomize(root, rng)
+            heights.add(round(root.bounding_box()["height"]))
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
 def test_a_damaged_figure_leaves_the_others(mounted, randn):
     """Des données écourtées ne dessinent pas un spectre faux : la phrase, et les autres figures vivent."""
 
@@ -925,6 +1016,16 @@ def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
         swipe(x + 0.3 * width, y, 60, 0)
         page.evaluate(TWO_FRAMES)
         assert settings(root) != before, label(root)
+    for root in explorers(page, BITS_POINT):
+        root.locator(BITS).evaluate(SET, 3)
+        before = settings_after(root, {"n_bits": 3})
+        for target in [*root.locator(".lrq-plot").all(), root.locator(BITS)]:
+            x, width, y = middle(target)
+            swipe(x + 0.8 * width, y, 3, -150)
+            assert settings(root) == before, label(root, target)
+        x, width, y = middle(root.locator(".lrq-map"))
+        swipe(x + 0.5 * width, y, 60, 0)
+        assert settings_after(root, {"n_bits": 6})["n_bits"] > 4, label(root)
 
 
 def test_states_are_light(book):

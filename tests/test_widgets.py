@@ -568,7 +568,7 @@ def test_the_page_gets_the_weights(randn, monkeypatch):
         assert (values.reshape(shape) == explorer.W.numpy()).all()
         line, record = f"W = W[:{shape[0]}, :{shape[1]}]", explorer._choices[0]
         assert (record["rows"], record["columns"]) == shape
-        assert (line in record["code"]) == ("« grande »" in explorer._note) == (shape != tuple(given.shape))
+        assert (line in record["code"]) == ("«\u00a0grande\u00a0»" in explorer._note) == (shape != tuple(given.shape))
         assert "autre" not in explorer._note
 
 

@@ -76,7 +76,7 @@ class QuantizerExplorer(anywidget.AnyWidget):
     granularity, clipping : str
     symmetric : bool
         Python et le lecteur les lisent et les changent. Une valeur impossible est refusée (TraitError), et la figure ne
-        bouge pas ; un bloc ou des groupes que la nouvelle matrice n'a pas redeviennent 0 ou "row".
+        bouge pas ; un bloc ou des groupes que la nouvelle matrice n'a pas redeviennent 0 ou ``"row"``.
 
     Raises
     ------
@@ -147,9 +147,9 @@ class QuantizerExplorer(anywidget.AnyWidget):
         Parameters
         ----------
         matrix : str, optionnel
-            « dense 2, bloc 1 » (qui contient le plus grand poids du réseau), « query, bloc 1 », « dense 1, bloc 1 » ou
-            « vecteurs de mots ».
-        **settings
+            « dense 2, bloc 1 » (qui contient le plus grand poids de cette couche), « query, bloc 1 », « dense 1,
+            bloc 1 » ou « vecteurs de mots ».
+        **settings : réglages
             Les autres réglages de départ.
         """
         weights = load_minilm_weights()
@@ -274,7 +274,10 @@ def left_out(cut: Mapping[str, tuple[tuple[int, ...], tuple[int, int]]]) -> str:
     """Ce que la figure ne montre pas, dit au lecteur."""
     if not cut:
         return ""
-    parts = [f"« {name} » ({m} × {n} sur {fr(all_m)} × {fr(all_n)})" for name, ((all_m, all_n), (m, n)) in cut.items()]
+    parts = [
+        f"«\u00a0{name}\u00a0» ({m} × {n} sur {fr(all_m)} × {fr(all_n)})"
+        for name, ((all_m, all_n), (m, n)) in cut.items()
+    ]
     return f"Trop de poids pour la figure : elle garde les premières lignes et colonnes de {', '.join(parts)}."
 
 

@@ -149,6 +149,13 @@ function marks(low, high, count) {
   ]);
 }
 
+/** Les graduations, au plus sept, que leurs étiquettes laissent respirer. */
+function roomy(low, high, width) {
+  const tried = [7, 5, 4, 3, 2].map((count) => marks(low, high, count));
+  const fits = (all) => all.length * (Math.max(...all.map(([, word]) => textWidth(word))) + 8) <= width;
+  return tried.find(fits) ?? tried.at(-1);
+}
+
 /** La phrase du verdict, en morceaux : texte simple, ou [texte, notion]. */
 function verdict({ x, counts }, { granularity, symmetric }, { bits, error, clipped, stored }) {
   const many = counts[granularity] > 1;
@@ -231,7 +238,7 @@ function build(root, model) {
   const symmetry = menu("symmetric", "Grille", SYMMETRIES, (value) => keep({ symmetric: value === "true" }));
   const clip = menu("clipping", "Écrêtage", CLIPPINGS, (clipping) => keep({ clipping }));
   const bitsSlider = slider("n_bits", "Bits b", 2, (n_bits) => keep({ n_bits }));
-  const blockSlider = slider("block", "Bloc montré", 10, (block) => keep({ block }));
+  const blockSlider = slider("block", "Bloc", 10, (block) => keep({ block }));
 
   const shape = element("span", { class: "lrq-value", "data-readout": "shape" });
   const head = element(
@@ -399,16 +406,15 @@ function build(root, model) {
         tick({ x: left - 6, y: y(value) + 4, "text-anchor": "end" }, fr(value)),
       ]),
       element("line", { class: "lrq-axis", x1: left, x2: right, y1: bottom, y2: bottom }),
-      ...marks(low, high, width < 420 ? 5 : 7).map(([value, word]) =>
+      ...roomy(low, high, right - left).map(([value, word]) =>
         tick({ x: x(value), y: bottom + 24, "text-anchor": "middle" }, word),
       ),
       title({ x: 0, y: 14 }, "Poids par tranche (log)"),
       title({ x: right, y: HEIGHT - 6, "text-anchor": "end" }, "valeur du poids"),
     );
-    const told =
-      `${levelCount(grid.all.length)}, ${fr(grid.served)} ${grid.served > 1 ? "servent" : "sert"}\u00a0; ` +
-      `${grid.binary ? "±Δ, Δ" : "pas Δ"}\u00a0= ${quantity(grid.scale, 2)}`;
-    set(tags.levels, { x: 0, y: 34 }).textContent = told;
+    const served = `${levelCount(grid.all.length)}, ${fr(grid.served)} ${grid.served > 1 ? "servent" : "sert"}`;
+    const told = `${served}\u00a0; ${grid.binary ? "±Δ, Δ" : "pas Δ"}\u00a0= ${quantity(grid.scale, 2)}`;
+    set(tags.levels, { x: 0, y: 34 }).textContent = 7 * told.length > width ? served : told;
     const clipped = lost.length ? plural(lost.length, "écrêté") : "";
     const wider = right - ends[1] >= ends[0] - left ? [right - 4, "end"] : [left + 4, "start"];
     const room = Math.max(right - ends[1], ends[0] - left) > textWidth(OUTSIDE);
@@ -516,7 +522,7 @@ function build(root, model) {
     place(
       labels.plain,
       "sans réglage",
-      places(apart.map(([, point]) => point)).flatMap((point) => beside(point, 8)),
+      places(apart.map(([, point]) => point)).flatMap((point) => [...beside(point, 8), ...beside(point, 20)]),
     );
   }
 
@@ -551,13 +557,14 @@ function build(root, model) {
     symmetry.update(String(symmetric));
     clip.update(clipping);
     bitsSlider.update(bits, 1, 8, fr(bits));
-    const extreme = place === stretched ? { row: ", la plus étirée", group: ", le plus étiré" }[granularity] : "";
     blockSlider.node.querySelector("input").disabled = count === 1;
     blockSlider.update(
       place + 1,
       1,
       count,
-      granularity === "tensor" ? "tout le tenseur" : `${fr(place + 1)} sur ${fr(count)}${extreme}`,
+      granularity === "tensor"
+        ? "tout le tenseur"
+        : `${fr(place + 1)} sur ${fr(count)}${place === stretched ? ", le plus étiré" : ""}`,
     );
     shape.textContent = `${fr(current.rows)}\u00a0×\u00a0${fr(current.columns)}`;
     prompt.textContent = current.prompt;
