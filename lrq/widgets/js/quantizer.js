@@ -416,13 +416,15 @@ function build(root, model) {
     const told = `${served}\u00a0; ${grid.binary ? "±Δ, Δ" : "pas Δ"}\u00a0= ${quantity(grid.scale, 2)}`;
     set(tags.levels, { x: 0, y: 34 }).textContent = 7 * told.length > width ? served : told;
     const clipped = lost.length ? plural(lost.length, "écrêté") : "";
-    const wider = right - ends[1] >= ends[0] - left ? [right - 4, "end"] : [left + 4, "start"];
+    const below = lost.filter((value) => value < 0).length;
+    const leftmost = lost.length ? 2 * below > lost.length : ends[0] - left > right - ends[1];
+    const side = leftmost ? [left + 4, "start"] : [right - 4, "end"]; // du côté de ce qui se perd
     const room = Math.max(right - ends[1], ends[0] - left) > textWidth(OUTSIDE);
     for (const [tag, word] of [
       [tags.lost, clipped],
       [tags.outside, !clipped && room ? OUTSIDE : ""],
     ])
-      set(tag, { x: wider[0], y: top + 14, "text-anchor": wider[1] }).textContent = word;
+      set(tag, { x: side[0], y: top + 14, "text-anchor": side[1] }).textContent = word;
     return `${fr(block.length)}\u00a0poids, ${told}${clipped && `\u00a0; ${clipped}`}`;
   }
 
@@ -483,7 +485,11 @@ function build(root, model) {
     const along = (points) =>
       points.slice(1).flatMap(([bx, by], i) => {
         const [ax, ay] = points[i];
-        return Array.from({ length: 9 }, (_, k) => [ax + ((bx - ax) * k) / 8, ay + ((by - ay) * k) / 8]);
+        const steps = Math.ceil(Math.hypot(bx - ax, by - ay) / 4); // un point tous les quatre pixels
+        return Array.from({ length: steps + 1 }, (_, k) => [
+          ax + ((bx - ax) * k) / steps,
+          ay + ((by - ay) * k) / steps,
+        ]);
       });
     const places = (points) => points.map(({ bits, error }) => [across(bits), inside(decibels(error))]);
     const straight = theory.map(([bits, value]) => [across(bits), y(value)]);
@@ -505,15 +511,11 @@ function build(root, model) {
       [px - gap, py + 20, "end"],
     ];
     const place = (label, word, where) => {
-      const crowd = word && where.length ? settle([label], [word], where, around) : 1000;
+      const crowd = where.length ? settle([label], [word], where, around) : 1000;
       set(label, { visibility: crowd >= 1000 ? "hidden" : null });
+      return crowd;
     };
     place(labels.here, inDecibels(chosen.error), beside([here.x, here.y], 15));
-    place(
-      labels.theory,
-      "6,02 dB par bit",
-      along(straight).flatMap((point) => beside(point, 8)),
-    );
     // La courbe pâle n'a de nom que là où elle s'écarte de l'autre.
     const apart = (plain ?? [])
       .map((point, i) => [Math.abs(inside(decibels(point.error)) - inside(decibels(measures[i].error))), point])
@@ -524,6 +526,33 @@ function build(root, model) {
       "sans réglage",
       places(apart.map(([, point]) => point)).flatMap((point) => [...beside(point, 8), ...beside(point, 20)]),
     );
+    // La droite garde son nom auprès d'elle : jamais de l'autre côté de la courbe mesurée.
+    const heightAt = (points, x) => {
+      const i = clamp(
+        points.findIndex(([px]) => px >= x),
+        1,
+        points.length - 1,
+      );
+      const [[ax, ay], [bx, by]] = [points[i - 1], points[i]];
+      return ay + ((by - ay) * (x - ax)) / (bx - ax);
+    };
+    const measured = places(measures);
+    const near = (word) =>
+      along(straight)
+        .flatMap(([px, py]) => [
+          [px - 8, py - 7, "end"],
+          [px + 8, py + 16, "start"],
+        ])
+        .filter(([px, py, anchor]) => {
+          const middle = px + ((anchor === "end" ? -1 : 1) * textWidth(word)) / 2;
+          const [line, curved] = [heightAt(straight, middle), heightAt(measured, middle)];
+          return Math.abs(curved - line) < 8 || (curved - py) * (line - curved) < 0;
+        });
+    const others = around.taken;
+    for (const word of ["6,02 dB par bit", "6,02 dB/bit"]) {
+      around.taken = [...others]; // un premier essai manqué n'encombre pas le second
+      if (place(labels.theory, word, near(word)) === 0) break;
+    }
   }
 
   let spoken = null;
