@@ -1,5 +1,7 @@
 """Ranger des codes de 1 à 8 bits les uns contre les autres, huit bits par octet."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
     Parameters
     ----------
     codes : Tensor d'entiers, forme quelconque
-        Signés, entre −2^(b−1) et 2^(b−1) − 1 (à 1 bit, −1 et +1) ; sinon, entre 0 et 2^b − 1.
+        Signés, entre −2^(b−1) et 2^(b−1) − 1, gardés en complément à deux (à 1 bit, −1 et +1) ; sinon, entre 0 et
+        2^b − 1.
     n_bits : int, entre 1 et 8
     signed : bool
 
@@ -38,11 +41,14 @@ def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
         raise ValueError(
             f"codes : reçu des valeurs de {codes.min()} à {codes.max()}, attendu {expected} sur {n_bits} bit(s)."
         )
-    levels = codes.flatten().to(torch.int16) - low  # 0 … 2^b − 1
-    levels = (levels // 2 if binary else levels).to(torch.uint8)
-    bits = (levels[:, None] >> positions(n_bits, codes)) & 1  # (numel, b), poids faible d'abord
-    stream = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8)).view(-1, 8)
-    return (stream << positions(8, codes)).sum(1, dtype=torch.uint8)
+    levels = (codes.flatten() > 0 if binary else codes.flatten() & (2**n_bits - 1)).to(torch.uint8)  # b bits chacun
+    count, size = word(n_bits)
+    padded = torch.nn.functional.pad(levels, (0, -len(levels) % count)).view(-1, count)
+    if size > 1:
+        padded = padded.long()
+    words = (padded << shifts(count, n_bits, padded)).sum(1, dtype=padded.dtype)  # (mots,)
+    stream = (words[:, None] >> shifts(size, 8, words)).to(torch.uint8).flatten() if size > 1 else words
+    return stream[: -(-len(levels) * n_bits // 8)].clone()
 
 
 def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: bool = True) -> Tensor:
@@ -59,6 +65,7 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
     Returns
     -------
     Tensor, `shape`, int8 si les codes sont signés, uint8 sinon
+        À 8 bits, les octets de `packed` eux-mêmes, vus autrement : rien n'est copié.
     """
     n_bits = check_bits(n_bits)
     if check_tensor(packed, "packed").dtype != torch.uint8:
@@ -66,16 +73,29 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
     numel = torch.Size(shape).numel()
     if packed.numel() != -(-numel * n_bits // 8):
         raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")
-    stream = (packed.flatten()[:, None] >> positions(8, packed)) & 1  # (octets, 8)
-    bits = stream.flatten()[: numel * n_bits].view(numel, n_bits)
-    levels = (bits << positions(n_bits, packed)).sum(1, dtype=torch.uint8)  # 0 … 2^b − 1
+    count, size = word(n_bits)
+    stream = packed.flatten()
+    if size > 1:
+        stream = torch.nn.functional.pad(stream, (0, -len(stream) % size)).view(-1, size).long()
+        stream = (stream << shifts(size, 8, stream)).sum(1)  # (mots,)
+    if n_bits < 8:
+        stream = (stream[:, None] >> shifts(count, n_bits, stream)) & (2**n_bits - 1)  # (mots, codes par mot)
+    levels = stream.to(torch.uint8).flatten()[:numel].view(shape)
     if not signed:
-        return levels.view(shape)
-    levels = levels.to(torch.int16)
-    codes = 2 * levels - 1 if n_bits == 1 else levels - 2 ** (n_bits - 1)
-    return codes.to(torch.int8).view(shape)
+        return levels
+    if n_bits == 1:
+        return 2 * levels.to(torch.int8) - 1
+    if n_bits == 8:
+        return levels.view(torch.int8)
+    return (levels << 8 - n_bits).view(torch.int8) >> 8 - n_bits  # le bit de poids fort est le signe
 
 
-def positions(n_bits: int, like: Tensor) -> Tensor:
-    """0 … n_bits − 1, en octets : des décalages en int64 prendraient huit fois la mémoire."""
-    return torch.arange(n_bits, device=like.device, dtype=torch.uint8)
+def word(n_bits: int) -> tuple[int, int]:
+    """Le plus petit mot qui tient un nombre entier de codes : combien de codes, sur combien d'octets."""
+    count = 8 // math.gcd(8, n_bits)
+    return count, count * n_bits // 8
+
+
+def shifts(count: int, step: int, like: Tensor) -> Tensor:
+    """0, pas, 2·pas… : où commence chaque morceau d'un mot, dans le type de `like`."""
+    return step * torch.arange(count, device=like.device, dtype=like.dtype)

@@ -317,9 +317,19 @@ class UniformQuantizer:
         """
         scale, zero_point = self.compute_scale_zero_point(t)
         codes = self.quantize(t, scale, zero_point)
-        packed = pack_bits(codes if self.binary else codes.short() - self.low, self.n_bits, self.binary)
+        packed = pack_bits(codes - self.stored_low, self.n_bits, self.stored_signed)
         kept = None if self.symmetric else zero_point.to(codes.dtype)  # un point zéro est un code : un octet
         return QuantizedTensor(self, packed, scale, kept, t.shape, t.dtype)
+
+    @property
+    def stored_signed(self) -> bool:
+        """Vrai si les codes se rangent signés ; sur 1 bit, {−1, 0} ne le peut pas, ce bit signé y vaut ±1."""
+        return self.signed and (self.binary or self.n_bits > 1)
+
+    @property
+    def stored_low(self) -> int:
+        """Ce qu'on retranche aux codes avant de les ranger."""
+        return self.low if self.signed and not self.stored_signed else 0
 
     def __repr__(self) -> str:
         kind = f"{'symmetric' if self.symmetric else 'asymmetric'}, {'signed' if self.signed else 'unsigned'}"
@@ -347,13 +357,15 @@ class QuantizedTensor:
     shape: torch.Size
     dtype: torch.dtype
 
+    def codes(self) -> Tensor:
+        """Les codes, de forme `shape`, int8 (uint8 s'ils ne sont pas signés)."""
+        quantizer = self.quantizer
+        codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer.stored_signed)
+        return codes.to(torch.int8) + quantizer.stored_low if quantizer.stored_low else codes
+
     def dequantize(self) -> Tensor:
         """Le tenseur arrondi à la grille, de forme `shape`."""
-        quantizer = self.quantizer
-        codes = unpack_bits(self.packed, quantizer.n_bits, self.shape, quantizer.binary)
-        if not quantizer.binary:
-            codes = codes.short() + quantizer.low
-        return restore(quantizer.dequantize(codes, self.scale, self.zero_point), self.dtype)
+        return restore(self.quantizer.dequantize(self.codes(), self.scale, self.zero_point), self.dtype)
 
     def nbytes(self) -> int:
         """Octets occupés : codes, échelles et points zéro."""
