@@ -5,12 +5,13 @@ import sys
 
 import torch
 
-from . import aware, book, convolution, forward, large, page, rank, startup, storage
+from . import aware, book, convolution, forward, integer, large, page, rank, startup, storage
 from .table import render
 
 MODULES = {
     "rank": rank,
     "forward": forward,
+    "integer": integer,
     "convolution": convolution,
     "large": large,
     "aware": aware,

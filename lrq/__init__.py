@@ -7,6 +7,7 @@ demande.
 
 from .activation import Calibration, activation_aware_svd, calibrate
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
+from .gauge import balance_factors, rotate_factors
 from .layers import (
     CompactSVDLinear,
     FactorizedLinear,
@@ -14,7 +15,11 @@ from .layers import (
     LearnedStepQuantize,
     LoRALayer,
     MultiStageFactorizedLinear,
+    QATLowRankLinear,
+    QuantizedLinear,
     QuantizedLowRankLayer,
+    QuantizedLowRankLinear,
+    QuantizedResidualLinear,
     SVDCompressedLinear,
     SVDConv2d,
     TruncatedSVDLinear,
@@ -71,7 +76,11 @@ __all__ = [
     "PerChannel",
     "PerGroup",
     "PerTensor",
+    "QATLowRankLinear",
+    "QuantizedLinear",
     "QuantizedLowRankLayer",
+    "QuantizedLowRankLinear",
+    "QuantizedResidualLinear",
     "QuantizedTensor",
     "SVDCompressedLinear",
     "SVDConv2d",
@@ -82,6 +91,7 @@ __all__ = [
     "allocate_ranks",
     "analyze_svd_approximation_error",
     "approximate_svd_large",
+    "balance_factors",
     "balanced_factors",
     "break_even_rank",
     "calibrate",
@@ -103,6 +113,7 @@ __all__ = [
     "rank_for_energy",
     "rank_for_error",
     "replace_linears",
+    "rotate_factors",
     "singular_values",
     "stable_rank",
     "truncated_svd",

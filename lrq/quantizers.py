@@ -304,21 +304,27 @@ class UniformQuantizer:
         error = (self.quantize_dequantize(t).double() - t.detach().double()).norm()
         return float(error / t.detach().double().norm()) if error > 0 else 0.0
 
-    def compress(self, t: Tensor) -> "QuantizedTensor":
+    def compress(self, t: Tensor, scale: Tensor | None = None) -> "QuantizedTensor":
         """`t` tel qu'on le garde : codes serrés, échelles et, si la grille est asymétrique, points zéro.
 
         Parameters
         ----------
         t : Tensor
+        scale : Tensor, optionnel
+            Des échelles apprises, d'une grille symétrique ; sinon, celles que `t` demande.
 
         Returns
         -------
         QuantizedTensor
         """
-        scale, zero_point = self.compute_scale_zero_point(t)
+        zero_point = None
+        if scale is None:
+            scale, zero_point = self.compute_scale_zero_point(t)
         codes = self.quantize(t, scale, zero_point)
         packed = pack_bits(codes - self.stored_low, self.n_bits, self.stored_signed)
-        kept = None if self.symmetric else zero_point.to(codes.dtype)  # un point zéro est un code : un octet
+        kept = (
+            None if self.symmetric or zero_point is None else zero_point.to(codes.dtype)
+        )  # un point zéro est un code : un octet
         return QuantizedTensor(self, packed, scale, kept, t.shape, t.dtype)
 
     @property

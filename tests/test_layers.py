@@ -678,7 +678,9 @@ def test_before_quantization_it_computes_with_its_float_factors(linear, randn):
 def test_forward_quantized_before_quantize_says_what_to_call(randn):
     layer = QuantizedLowRankLayer(12, 9, 4)
     for ask in (lambda: layer.forward_quantized(randn(5, 12)), lambda: layer.U_q, lambda: layer.V_q):
-        with pytest.raises(RuntimeError, match=r"n'est pas quantifiée : appelez d'abord quantize\(\)"):
+        with pytest.raises(
+            RuntimeError, match=r"^[UV] : la couche n'est pas quantifiée, appelez d'abord quantize_weights\(\)"
+        ):
             ask()
 
 
@@ -773,7 +775,7 @@ def test_converting_the_dtype_after_quantization(linear, randn):
     layer = QuantizedLowRankLayer.from_linear(linear(13, 9), 3).double()
     assert layer.reconstruct_weight().dtype == torch.float64
     assert layer(randn(2, 13, dtype=torch.float64)).dtype == torch.float64
-    assert layer.U_packed.dtype == torch.uint8
+    assert layer.U_packed.packed.dtype == torch.uint8
 
 
 # --- compare_factorized_vs_standard -----------------------------------------------------------------------------------

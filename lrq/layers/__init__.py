@@ -1,11 +1,14 @@
-"""Une couche par idée : sections 11.0 (introduction), 11.1 (factorisation) et 11.2 (SVD tronquée)."""
+"""Une couche par idée : sections 11.0 à 11.2, et 11.4."""
 
 from .base import CompressedLayer, CompressedLinear, LowRankLinear
 from .conv import SVDConv2d
 from .factorized import FactorizedLinear, MultiStageFactorizedLinear, compare_factorized_vs_standard
 from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .lora import LoRALayer
-from .quantized import QuantizedLowRankLayer
+from .packed import PackedTensor
+from .qat import QATLowRankLinear
+from .quantized import QuantizedLowRankLayer, QuantizedLowRankLinear
+from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
 from .replace import linear_names, replace_linears
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
@@ -20,7 +23,12 @@ __all__ = [
     "LoRALayer",
     "LowRankLinear",
     "MultiStageFactorizedLinear",
+    "PackedTensor",
+    "QATLowRankLinear",
+    "QuantizedLinear",
     "QuantizedLowRankLayer",
+    "QuantizedLowRankLinear",
+    "QuantizedResidualLinear",
     "SVDCompressedLinear",
     "SVDConv2d",
     "TruncatedSVDLinear",

@@ -1,4 +1,4 @@
-"""Section 11.0 : deux facteurs de rang r, quantifiés et rangés bit contre bit."""
+"""Deux facteurs de rang r, quantifiés et rangés bit contre bit : sections 11.0 et 11.4."""
 
 from typing import Any, Self
 
@@ -7,17 +7,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activation import Calibration
-from ..packing import pack_bits, unpack_bits
-from ..quantizers import dequantize, quantize_symmetric
-from ..validation import check_bits, check_input
+from ..gauge import rotate_factors
+from ..integer import has_integer_products, integer_low_rank, integer_pays
+from ..quantizers import Granularity, UniformQuantizer
+from ..validation import check_input, check_linear
+from .base import LowRankLinear, copy_bias
+from .factorized import FactorizedLinear
+from .packed import PackedTensor
 from .svd_compressed import SVDCompressedLinear
 
 
-class QuantizedLowRankLayer(SVDCompressedLinear):
-    """Couche linéaire W = U V dont les facteurs sont gardés sur `n_bits` bits.
+class QuantizedFactors(LowRankLinear):
+    """Ce que partagent les couches de rang r dont les facteurs U et V se gardent en codes serrés.
 
-    Tant que :meth:`quantize` n'a pas été appelée, la couche calcule avec ses facteurs flottants ; ensuite ils sont
-    libérés, et seuls restent les codes serrés et une échelle par facteur.
+    Tant que :meth:`quantize_weights` n'a pas été appelée, la couche calcule avec ses facteurs flottants ; ensuite ils
+    sont libérés, et seuls restent les codes et les échelles.
 
     Parameters
     ----------
@@ -25,19 +29,14 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
     rank : int, entre 1 et min(in, out)
     n_bits : int, entre 1 et 8
     bias : bool
-
-    Attributes
-    ----------
-    U : Parameter, (out, r), ou None une fois quantifiée
-    V : Parameter, (r, in), ou None une fois quantifiée
-    U_scale, V_scale : Tensor, scalaires, ou None avant la quantification
+    granularity : PerTensor, PerChannel ou PerGroup, optionnel
+        Qui partage une échelle ; par défaut, tout un facteur.
+    clipping : "min_max", "percentile" ou "mse"
+        Voir :class:`~lrq.UniformQuantizer`.
     """
 
-    _like: Tensor  # vide : garde le dtype des poids une fois les facteurs libérés
-    U_packed: Tensor
-    V_packed: Tensor
-    U_scale: Tensor
-    V_scale: Tensor
+    U_packed: PackedTensor | None
+    V_packed: PackedTensor | None
 
     def __init__(
         self,
@@ -46,68 +45,87 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         rank: int,
         n_bits: int = 8,
         bias: bool = False,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
+        self.quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         super().__init__(in_features, out_features, rank, bias, device, dtype)
-        self.n_bits = check_bits(n_bits)
-        for name in ("U_packed", "U_scale", "V_packed", "V_scale"):
-            self.register_buffer(name, None)
-        self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        for name, shape in self.shape_factors().items():
+            self.quantizer.granularity.scale_shape(torch.Size(shape))  # refuse des groupes qui ne tombent pas juste
+            self.register_module(f"{name}_packed", None)
+
+    @property
+    def n_bits(self) -> int:
+        return self.quantizer.n_bits
 
     @property
     def quantized(self) -> bool:
         return self.U_packed is not None
 
     @torch.no_grad()
-    def quantize(self) -> None:
+    def quantize_weights(self) -> None:
         """Remplace les facteurs flottants par leurs codes ; un second appel ne change rien."""
-        if self.quantized:
-            return
-        codes = {"U": quantize_symmetric(self.U, self.n_bits), "V": quantize_symmetric(self.V, self.n_bits)}
-        self._like = self.U.new_empty(0)
-        for name, (q, scale) in codes.items():
-            setattr(self, f"{name}_packed", pack_bits(q, self.n_bits))
-            setattr(self, f"{name}_scale", scale)
+        if not self.quantized:
+            self._keep({name: PackedTensor.from_tensor(t, self.quantizer) for name, t in self.factors().items()})
+
+    def factors(self) -> dict[str, Tensor]:
+        """Les facteurs sous leur nom, flottants ou déquantifiés."""
+        if self.U_packed is None or self.V_packed is None:
+            return {name: getattr(self, name) for name in self.shape_factors()}
+        return {"U": self.U_packed.dequantize(), "V": self.V_packed.dequantize()}
+
+    def dequantize(self) -> tuple[Tensor, Tensor]:
+        """U et V tels que la couche les applique : déquantifiés ou, avant la quantification, flottants."""
+        U, V = self.factors().values()
+        return U, V
+
+    def _keep(self, packed: dict[str, PackedTensor]) -> None:
+        for name, tensor in packed.items():
+            setattr(self, f"{name}_packed", tensor)
             setattr(self, name, None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if f"{prefix}U_packed" in state_dict:  # un fichier de codes se charge dans une couche quantifiée
-            self.quantize()
+        if f"{prefix}U_packed.packed" in state_dict and not self.quantized:  # des codes attendent une couche quantifiée
+            like = {name: (t.device, t.dtype) for name, t in self.factors().items()}
+            self._keep({name: PackedTensor(self.quantizer, s, *like[name]) for name, s in self.shape_factors().items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _packed(self, name: str) -> PackedTensor:
+        if not self.quantized:
+            raise RuntimeError(f"{name} : la couche n'est pas quantifiée, appelez d'abord quantize_weights().")
+        return getattr(self, f"{name}_packed")
 
     @property
     def U_q(self) -> Tensor:
-        """Codes de U, (out, r), int8."""
-        return self._codes("U_packed", (self.out_features, self.rank))
+        """Codes de U, int8."""
+        return self._packed("U").codes()
 
     @property
     def V_q(self) -> Tensor:
-        """Codes de V, (r, in), int8."""
-        return self._codes("V_packed", (self.rank, self.in_features))
+        """Codes de V, int8."""
+        return self._packed("V").codes()
 
-    def _codes(self, packed: str, shape: tuple[int, int]) -> Tensor:
-        if not self.quantized:
-            raise RuntimeError("la couche n'est pas quantifiée : appelez d'abord quantize().")
-        return unpack_bits(getattr(self, packed), self.n_bits, shape)
+    @property
+    def U_scale(self) -> Tensor:
+        """Échelles de U ; un scalaire, sauf autre granularité."""
+        return self._packed("U").scale
 
-    def forward(self, x: Tensor) -> Tensor:
-        """y = (x Vᵀ) Uᵀ + b, avec les facteurs flottants ou, après quantize(), déquantifiés."""
-        return self.forward_quantized(x) if self.quantized else super().forward(x)
+    @property
+    def V_scale(self) -> Tensor:
+        """Échelles de V."""
+        return self._packed("V").scale
 
-    def forward_quantized(self, x: Tensor) -> Tensor:
-        """Déquantifie les facteurs, puis multiplie : les bits économisent la mémoire, pas les calculs."""
-        check_input(x, self.in_features)
-        U = dequantize(self.U_q, self.U_scale).to(x.dtype)  # (m, r)
-        V = dequantize(self.V_q, self.V_scale).to(x.dtype)  # (r, n)
-        h = F.linear(x, V)  # (..., n) @ (n, r) -> (..., r)
-        return F.linear(h, U, self.bias)  # (..., r) @ (r, m) -> (..., m)
+    @property
+    def U_zero_point(self) -> Tensor:
+        """Point zéro de U : nul, puisque la grille est symétrique."""
+        return torch.zeros_like(self.U_scale, dtype=torch.int32)
 
-    def reconstruct_weight(self) -> Tensor:
-        if not self.quantized:
-            return super().reconstruct_weight()
-        W = dequantize(self.U_q, self.U_scale) @ dequantize(self.V_q, self.V_scale)  # (m, r) @ (r, n) -> (m, n)
-        return W.to(self._like.dtype)
+    @property
+    def V_zero_point(self) -> Tensor:
+        """Point zéro de V, nul aussi."""
+        return torch.zeros_like(self.V_scale, dtype=torch.int32)
 
     def count_parameters(self) -> int:
         return self.rank * (self.in_features + self.out_features)
@@ -118,12 +136,52 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         return 4 * self.in_features * self.out_features / (self.nbytes() - bias)
 
     @classmethod
+    def from_weight_matrix(  # type: ignore[override]
+        cls,
+        W: Tensor,
+        rank: int,
+        n_bits: int = 8,
+        calibration: Tensor | Calibration | None = None,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        rotate: bool = False,
+    ) -> Self:
+        """SVD tronquée de W, puis quantification des deux facteurs ; sans biais.
+
+        Parameters
+        ----------
+        W : Tensor, (out, in)
+        rank : int, entre 1 et min(in, out)
+        n_bits : int, entre 1 et 8
+        calibration : Tensor (..., in) d'entrées, ou Calibration, optionnel
+            La meilleure approximation pour les sorties de ces entrées, et non pour les poids.
+        granularity : Granularity, optionnel
+        clipping : str
+        rotate : bool
+            Répartir d'abord l'énergie entre les colonnes (:func:`~lrq.rotate_factors`), pour mieux quantifier.
+
+        Returns
+        -------
+        La couche, déjà quantifiée.
+        """
+        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        layer = super().from_weight_matrix(W, rank, calibration)
+        layer.quantizer = quantizer
+        if rotate:
+            layer.rotate()
+        layer.quantize_weights()
+        return layer
+
+    @classmethod
     def from_linear(  # type: ignore[override]
         cls,
         linear_layer: nn.Linear,
         rank: int,
         n_bits: int = 8,
         calibration: Tensor | Calibration | None = None,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        rotate: bool = False,
     ) -> Self:
         """SVD tronquée puis quantification des deux facteurs, biais recopié.
 
@@ -132,19 +190,121 @@ class QuantizedLowRankLayer(SVDCompressedLinear):
         linear_layer : nn.Linear
         rank : int, entre 1 et min(in, out)
         n_bits : int, entre 1 et 8
-        calibration : Tensor (..., in) d'entrées, ou Calibration, optionnel
-            La meilleure approximation pour les sorties de ces entrées, et non pour les poids.
+        calibration, granularity, clipping, rotate : optionnels
+            Comme pour :meth:`from_weight_matrix`.
 
         Returns
         -------
-        QuantizedLowRankLayer
-            Déjà quantifiée.
+        La couche, déjà quantifiée.
         """
-        check_bits(n_bits)
-        layer = super().from_linear(linear_layer, rank, calibration)
-        layer.n_bits = n_bits
-        layer.quantize()
+        W = check_linear(linear_layer).weight
+        layer = cls.from_weight_matrix(W, rank, n_bits, calibration, granularity, clipping, rotate)
+        layer.bias = copy_bias(linear_layer)
         return layer
+
+    def rotate(self) -> None:
+        """Répartit l'énergie entre les colonnes des facteurs (:func:`~lrq.rotate_factors`) ; Ŵ ne change pas."""
+        raise TypeError(f"{type(self).__name__} doit définir rotate().")
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_bits={self.n_bits}"
+
+
+class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
+    """Couche linéaire W = U V dont les facteurs sont gardés sur `n_bits` bits (section 11.0).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    rank : int, entre 1 et min(in, out)
+    n_bits : int, entre 1 et 8
+    bias : bool
+    granularity, clipping : optionnels
+        Voir :class:`~lrq.UniformQuantizer`.
+
+    Attributes
+    ----------
+    U : Parameter, (out, r), ou None une fois quantifiée
+    V : Parameter, (r, in), ou None une fois quantifiée
+    U_q, V_q : Tensor, int8
+        Les codes ; RuntimeError avant :meth:`quantize`.
+    U_scale, V_scale : Tensor
+    """
+
+    def quantize(self) -> None:
+        """Remplace les facteurs flottants par leurs codes ; un second appel ne change rien."""
+        self.quantize_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = (x Vᵀ) Uᵀ + b, avec les facteurs flottants ou, après quantize(), déquantifiés."""
+        return self.forward_quantized(x) if self.quantized else super().forward(x)
+
+    def forward_quantized(self, x: Tensor) -> Tensor:
+        """Déquantifie les facteurs, puis multiplie : les bits économisent la mémoire, pas les calculs."""
+        check_input(x, self.in_features)
+        U, V = self._packed("U").dequantize().to(x.dtype), self._packed("V").dequantize().to(x.dtype)
+        h = F.linear(x, V)  # (..., n) @ (n, r) -> (..., r)
+        return F.linear(h, U, self.bias)  # (..., r) @ (r, m) -> (..., m)
+
+    def reconstruct_weight(self) -> Tensor:
+        U, V = self.dequantize()
+        return U @ V  # (m, r) @ (r, n) -> (m, n)
+
+    def rotate(self) -> None:
+        U, V = rotate_factors(self.U, self.V.T)
+        self.U, self.V = nn.Parameter(U), nn.Parameter(V.T.contiguous())
+
+
+class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
+    """Couche linéaire W = U Vᵀ dont les facteurs sont gardés sur `n_bits` bits (section 11.4).
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    rank : int, entre 1 et min(in, out)
+    n_bits : int, entre 1 et 8
+    bias : bool
+    granularity, clipping : optionnels
+        Voir :class:`~lrq.UniformQuantizer`.
+
+    Attributes
+    ----------
+    U : Parameter, (out, r), ou None une fois quantifiée
+    V : Parameter, (in, r), ou None une fois quantifiée
+    U_q, V_q : Tensor, int8
+        Les codes ; RuntimeError avant :meth:`quantize_weights`.
+    U_scale, V_scale, U_zero_point, V_zero_point : Tensor
+    integer : bool
+        Une fois quantifiée, multiplier en entiers de 8 bits, les entrées arrondies à la volée, là où le processeur sait
+        le faire et où il y gagne. Faux par défaut : la sortie est alors exactement celle de Ŵ.
+    """
+
+    integer = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = (x V) Uᵀ + b, avec les facteurs flottants, déquantifiés, ou leurs codes si `integer`."""
+        check_input(x, self.in_features)
+        u, v = self.U_packed, self.V_packed
+        if u is None or v is None:
+            return super().forward(x)
+        if self.integer and self._integer_pays(x, u.scale, v.scale):
+            y = integer_low_rank(x, (v.codes(), v.scale), (u.codes(), u.scale))
+            return y if self.bias is None else y + self.bias
+        h = x @ v.dequantize().to(x.dtype)  # (..., n) @ (n, r) -> (..., r)
+        return F.linear(h, u.dequantize().to(x.dtype), self.bias)  # (..., r) @ (r, m) -> (..., m)
+
+    def _integer_pays(self, x: Tensor, *scales: Tensor) -> bool:
+        return (
+            integer_pays(x.shape[:-1].numel(), self.rank, self.count_parameters())
+            and has_integer_products(x.device)
+            and not (torch.is_grad_enabled() and x.requires_grad)  # un arrondi n'a pas de gradient
+            and all(scale.ndim < 2 or 1 in scale.shape for scale in scales)  # pas de groupes dans une ligne
+        )
+
+    def reconstruct_weight(self) -> Tensor:
+        U, V = self.dequantize()
+        return U @ V.T  # (m, r) @ (r, n) -> (m, n)
+
+    def rotate(self) -> None:
+        U, V = rotate_factors(self.U, self.V)
+        self.U, self.V = nn.Parameter(U), nn.Parameter(V)

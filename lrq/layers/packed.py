@@ -1,0 +1,76 @@
+"""Un tenseur quantifié, gardé en codes serrés parmi les tampons d'une couche."""
+
+import torch
+from torch import Tensor, nn
+
+from ..quantizers import QuantizedTensor, UniformQuantizer
+from ..svd import working_dtype
+
+
+class PackedTensor(nn.Module):
+    """Les codes serrés d'un tenseur, ses échelles et ses points zéro ; il suit la couche d'un appareil à l'autre.
+
+    Parameters
+    ----------
+    quantizer : UniformQuantizer
+    shape : tuple
+        Forme du tenseur.
+    dtype : torch.dtype
+        Celui du tenseur rendu ; il suit les conversions de la couche (``layer.half()``).
+
+    Attributes
+    ----------
+    packed : Tensor, (⌈numel · b / 8⌉,), uint8
+    scale : Tensor, forme des échelles
+    zero_point : Tensor d'octets, même forme, ou None si la grille est symétrique
+    """
+
+    packed: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    _like: Tensor  # vide : porte le dtype du tenseur rendu
+
+    def __init__(
+        self,
+        quantizer: UniformQuantizer,
+        shape: tuple[int, ...],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.quantizer, self.shape = quantizer, torch.Size(shape)
+        self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        scales = quantizer.granularity.scale_shape(self.shape)
+        size = -(-self.shape.numel() * quantizer.n_bits // 8)
+        self.register_buffer("packed", torch.zeros(size, device=device, dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(scales, device=device, dtype=working_dtype(self._like)))
+        zero_point = torch.zeros(scales, device=device, dtype=torch.int8 if quantizer.signed else torch.uint8)
+        self.register_buffer("zero_point", None if quantizer.symmetric else zero_point)
+
+    @classmethod
+    def from_tensor(cls, t: Tensor, quantizer: UniformQuantizer, scale: Tensor | None = None) -> "PackedTensor":
+        """Quantifie `t`, aux échelles données ou, sinon, à celles que `quantizer` lui trouve."""
+        stored = quantizer.compress(t, scale)
+        kept = cls(quantizer, stored.shape, device=t.device, dtype=stored.dtype)
+        kept.packed, kept.scale, kept.zero_point = stored.packed, stored.scale, stored.zero_point
+        return kept
+
+    def codes(self) -> Tensor:
+        """Les codes, int8 (uint8 s'ils ne sont pas signés)."""
+        if self.quantizer.n_bits == 8 and self.quantizer.signed:
+            return self.packed.view(torch.int8).view(self.shape)  # à chaque appel d'une couche : rien à déballer
+        return self._stored().codes()
+
+    def dequantize(self) -> Tensor:
+        """Le tenseur arrondi à la grille."""
+        return self._stored().dequantize()
+
+    def nbytes(self) -> int:
+        """Octets occupés : codes, échelles et points zéro."""
+        return self._stored().nbytes()
+
+    def _stored(self) -> QuantizedTensor:
+        return QuantizedTensor(self.quantizer, self.packed, self.scale, self.zero_point, self.shape, self._like.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.shape)}, {self.quantizer}"

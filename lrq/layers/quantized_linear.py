@@ -1,0 +1,180 @@
+"""Section 11.4 : la couche dense quantifiée, et celle qu'un résidu de rang faible corrige."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..activation import Calibration
+from ..quantizers import Granularity, PerChannel, PerGroup, UniformQuantizer
+from ..validation import check_input, check_integer, check_linear
+from .base import CompressedLinear, LowRankLinear, copy_bias
+from .factorized import FactorizedLinear
+from .packed import PackedTensor
+from .quantized import QuantizedLowRankLinear
+
+
+class QuantizedLinear(CompressedLinear):
+    """Couche linéaire dont les poids sont gardés sur `n_bits` bits.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    n_bits : int, entre 1 et 8
+    bias : bool
+    granularity : PerTensor, PerChannel ou PerGroup, optionnel
+        Qui partage une échelle ; par défaut, une ligne.
+    clipping : "min_max", "percentile" ou "mse"
+        Voir :class:`~lrq.UniformQuantizer`.
+
+    Attributes
+    ----------
+    packed : PackedTensor
+    bias : Parameter, (out,), ou None
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        n_bits: int = 8,
+        bias: bool = False,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_features = check_integer(in_features, "in_features")
+        self.out_features = check_integer(out_features, "out_features")
+        granularity = PerChannel(0) if granularity is None else granularity
+        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        self.packed = PackedTensor(quantizer, (out_features, in_features), device, dtype)
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = x Ŵᵀ + b, Ŵ déquantifiée."""
+        return F.linear(check_input(x, self.in_features), self.packed.dequantize().to(x.dtype), self.bias)
+
+    def reconstruct_weight(self) -> Tensor:
+        return self.packed.dequantize()
+
+    def count_parameters(self) -> int:
+        return self.in_features * self.out_features
+
+    def compression_ratio(self) -> float:
+        """Octets de W en float32 divisés par ceux des codes et des échelles."""
+        return 4 * self.dense_parameters() / self.packed.nbytes()
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear_layer: nn.Linear,
+        n_bits: int = 8,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+    ) -> Self:
+        """Quantifie les poids d'une couche, biais recopié.
+
+        Parameters
+        ----------
+        linear_layer : nn.Linear
+        n_bits : int, entre 1 et 8
+        granularity, clipping : optionnels
+
+        Returns
+        -------
+        QuantizedLinear
+        """
+        W = check_linear(linear_layer).weight
+        m, n = W.shape
+        layer = cls(n, m, n_bits, granularity=granularity, clipping=clipping, device="meta")
+        layer.packed = PackedTensor.from_tensor(W, layer.packed.quantizer)
+        layer.bias = copy_bias(linear_layer)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class QuantizedResidualLinear(CompressedLinear):
+    """Couche linéaire quantifiée, plus ce que la quantification a perdu, en rang faible : Ŵ = Q(W) + U Vᵀ.
+
+    Parameters
+    ----------
+    base : QuantizedLinear
+        Q(W), avec le biais.
+    residual : couche de rang r
+        U Vᵀ, la meilleure approximation de W − Q(W).
+    """
+
+    def __init__(self, base: QuantizedLinear, residual: LowRankLinear):
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.base, self.residual = base, residual
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """Le biais, (out,), ou None : celui de `base`."""
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = x Q(W)ᵀ + b + (x V) Uᵀ."""
+        return self.base(x) + self.residual(x)
+
+    def reconstruct_weight(self) -> Tensor:
+        return self.base.reconstruct_weight() + self.residual.reconstruct_weight()
+
+    def count_parameters(self) -> int:
+        return self.base.count_parameters() + self.residual.count_parameters()
+
+    def compression_ratio(self) -> float:
+        """Octets de W en float32 divisés par ceux des codes, des échelles et des facteurs."""
+        bias = 0 if self.bias is None else self.bias.nbytes
+        return 4 * self.dense_parameters() / (self.nbytes() - bias)
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear_layer: nn.Linear,
+        rank: int = 8,
+        n_bits: int = 4,
+        calibration: Tensor | Calibration | None = None,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        factor_bits: int | None = 8,
+    ) -> Self:
+        """Quantifie les poids, puis approche ce qui manque par une matrice de rang r ; biais recopié.
+
+        Parameters
+        ----------
+        linear_layer : nn.Linear
+        rank : int, entre 1 et min(in, out)
+        n_bits : int, entre 1 et 8
+        calibration : Tensor (..., in) d'entrées, ou Calibration, optionnel
+            Le résidu est alors celui qui rapproche le plus les sorties de ces entrées.
+        granularity : Granularity, optionnel
+            Des groupes de 32 par défaut.
+        clipping : str
+        factor_bits : int entre 1 et 8, ou None
+            Bits des facteurs du résidu, à une échelle par ligne ; None les garde flottants.
+
+        Returns
+        -------
+        QuantizedResidualLinear
+
+        Raises
+        ------
+        TypeError, ValueError
+            Comme :meth:`QuantizedLinear.from_linear` et :meth:`QuantizedLowRankLinear.from_linear`.
+        """
+        granularity = PerGroup(32) if granularity is None else granularity
+        base = QuantizedLinear.from_linear(linear_layer, n_bits, granularity, clipping)
+        lost = linear_layer.weight.detach() - base.reconstruct_weight()
+        if factor_bits is None:
+            return cls(base, FactorizedLinear.from_weight_matrix(lost, rank, calibration))
+        return cls(
+            base,
+            QuantizedLowRankLinear.from_weight_matrix(lost, rank, factor_bits, calibration, granularity=PerChannel(0)),
+        )
