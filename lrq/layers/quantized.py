@@ -68,7 +68,7 @@ class QuantizedFactors(LowRankLinear):
     def quantize_weights(self) -> None:
         """Remplace les facteurs flottants par leurs codes ; un second appel ne change rien."""
         if not self.quantized:
-            self._keep({name: PackedTensor.from_tensor(t, self.quantizer) for name, t in self.factors().items()})
+            self.hold_codes({name: PackedTensor.from_tensor(t, self.quantizer) for name, t in self.factors().items()})
 
     def factors(self) -> dict[str, Tensor]:
         """Les facteurs sous leur nom, flottants ou déquantifiés."""
@@ -81,15 +81,19 @@ class QuantizedFactors(LowRankLinear):
         U, V = self.factors().values()
         return U, V
 
-    def _keep(self, packed: dict[str, PackedTensor]) -> None:
+    def hold_codes(self, packed: dict[str, PackedTensor] | None = None) -> None:
+        """Met des codes à la place des facteurs flottants : ceux donnés ou, par défaut, des codes nuls à remplir."""
+        if packed is None:
+            like = self.get_parameter("U")
+            shapes = self.shape_factors().items()
+            packed = {name: PackedTensor(self.quantizer, shape, like.device, like.dtype) for name, shape in shapes}
         for name, tensor in packed.items():
             setattr(self, f"{name}_packed", tensor)
             setattr(self, name, None)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}U_packed.packed" in state_dict and not self.quantized:  # des codes attendent une couche quantifiée
-            like = {name: (t.device, t.dtype) for name, t in self.factors().items()}
-            self._keep({name: PackedTensor(self.quantizer, s, *like[name]) for name, s in self.shape_factors().items()})
+            self.hold_codes()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _packed(self, name: str) -> PackedTensor:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Collection, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..validation import check_names
 
@@ -67,3 +67,13 @@ def replace_linears(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, converted[layer])
     return model
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copie de `model` sans ses nombres : les formes et les types, sur l'appareil « meta », qui n'alloue rien."""
+
+    def blank(t: Tensor) -> Tensor:
+        return nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(t): blank(t) for t in tensors})

@@ -1,0 +1,268 @@
+"""Section 11.4 : rang faible et quantification, dans un ordre ou dans l'autre, sur toutes les couches d'un réseau."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..activation import Calibration
+from ..layers import (
+    CompressedLinear,
+    FactorizedLinear,
+    QuantizedLowRankLinear,
+    QuantizedResidualLinear,
+    linear_names,
+    meta_copy,
+    replace_linears,
+)
+from ..quantizers import Granularity, UniformQuantizer
+from ..validation import check_bits, check_integer, check_names
+
+Compress = Callable[[nn.Linear, int, Calibration | None], CompressedLinear]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Ce qu'est devenue une couche.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple (out, in)
+    rank : int
+        Celui demandé, ou min(out, in) s'il est plus petit ; `clamped` le dit.
+    clamped : bool
+    nbytes : int
+        Octets de la nouvelle couche, biais et échelles compris.
+    dense_nbytes : int
+        Octets de l'ancienne.
+    error : float
+        Erreur relative des poids (Frobenius).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    clamped: bool
+    nbytes: int
+    dense_nbytes: int
+    error: float
+
+
+class CombinedCompressionPipeline:
+    """Les trois façons de réunir rang faible et quantification, appliquées à un réseau entier.
+
+    Chaque méthode rend une copie comprimée du réseau, laissé intact, et range dans `report` ce que chaque couche est
+    devenue. Un rang trop grand pour une couche y est ramené à min(out, in).
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Attributes
+    ----------
+    report : list[LayerReport]
+        Vide avant le premier appel.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `model` n'est pas un nn.Module, ou n'a aucune nn.Linear.
+    """
+
+    def __init__(self, model: nn.Module):
+        if not linear_names(model):
+            raise ValueError("model : aucune nn.Linear à comprimer.")
+        self.model = model
+        self.report: list[LayerReport] = []
+
+    def apply_low_rank_then_quantize(
+        self,
+        rank: int = 64,
+        n_bits: int = 8,
+        names: Collection[str] | None = None,
+        calibration: Mapping[str, Calibration] | None = None,
+        **options: Any,
+    ) -> nn.Module:
+        """SVD tronquée de chaque couche, puis quantification de ses deux facteurs.
+
+        Parameters
+        ----------
+        rank : int
+        n_bits : int, entre 1 et 8
+        names : noms complets, optionnel
+            Toutes les nn.Linear par défaut.
+        calibration : dict nom → Calibration, optionnel
+            La SVD consciente des entrées, pour les couches qu'il nomme.
+        **options
+            ``granularity``, ``clipping``, ``rotate`` : voir :meth:`~lrq.QuantizedLowRankLinear.from_weight_matrix`.
+
+        Returns
+        -------
+        nn.Module
+        """
+
+        def compress(layer: nn.Linear, rank: int, seen: Calibration | None) -> CompressedLinear:
+            return QuantizedLowRankLinear.from_linear(layer, rank, n_bits, seen, **options)
+
+        check_bits(n_bits)
+        return self._apply(compress, rank, names, calibration)
+
+    def apply_quantize_then_low_rank(
+        self,
+        rank: int = 64,
+        n_bits: int = 8,
+        names: Collection[str] | None = None,
+        calibration: Mapping[str, Calibration] | None = None,
+        requantize: bool = True,
+        **options: Any,
+    ) -> nn.Module:
+        """Quantification de chaque couche, puis SVD tronquée des poids quantifiés.
+
+        Cette SVD rend des nombres quelconques, hors de la grille : sans `requantize`, les facteurs restent flottants et
+        la quantification n'a rien fait gagner. Avec, ils sont quantifiés à leur tour, et la taille est celle de l'autre
+        ordre.
+
+        Parameters
+        ----------
+        rank, n_bits, names, calibration, **options
+            Comme pour :meth:`apply_low_rank_then_quantize` ; ``granularity`` et ``clipping`` servent aux deux fois.
+        requantize : bool
+
+        Returns
+        -------
+        nn.Module
+        """
+        recipe = {name: options[name] for name in ("granularity", "clipping") if name in options}
+        quantizer = UniformQuantizer(n_bits, **recipe)
+
+        def compress(layer: nn.Linear, rank: int, seen: Calibration | None) -> CompressedLinear:
+            rounded = copy.deepcopy(layer)
+            rounded.weight.data = quantizer.quantize_dequantize(layer.weight)
+            if not requantize:
+                return FactorizedLinear.from_linear(rounded, rank, seen)
+            return QuantizedLowRankLinear.from_linear(rounded, rank, n_bits, seen, **options)
+
+        return self._apply(compress, rank, names, calibration)
+
+    def apply_quantize_plus_low_rank(
+        self,
+        rank: int = 8,
+        n_bits: int = 4,
+        names: Collection[str] | None = None,
+        calibration: Mapping[str, Calibration] | None = None,
+        **options: Any,
+    ) -> nn.Module:
+        """Quantification de chaque couche, plus un résidu de rang faible : ce qu'elle a perdu.
+
+        Parameters
+        ----------
+        rank, n_bits, names, calibration
+            Comme pour :meth:`apply_low_rank_then_quantize`.
+        **options
+            ``granularity``, ``clipping``, ``factor_bits`` : voir :meth:`~lrq.QuantizedResidualLinear.from_linear`.
+
+        Returns
+        -------
+        nn.Module
+        """
+
+        def compress(layer: nn.Linear, rank: int, seen: Calibration | None) -> CompressedLinear:
+            return QuantizedResidualLinear.from_linear(layer, rank, n_bits, seen, **options)
+
+        check_bits(n_bits)
+        return self._apply(compress, rank, names, calibration)
+
+    def _apply(
+        self,
+        compress: Compress,
+        rank: int,
+        names: Collection[str] | None,
+        calibration: Mapping[str, Calibration] | None,
+    ) -> nn.Module:
+        present = linear_names(self.model)
+        chosen = present if names is None else names
+        check_names(chosen, present, "une nn.Linear")
+        check_names(() if calibration is None else calibration, present, "une nn.Linear")
+        check_integer(rank, "rank")
+        report = []
+
+        def change(name: str) -> Callable[[nn.Linear], CompressedLinear]:
+            def convert(layer: nn.Linear) -> CompressedLinear:
+                shape = (layer.out_features, layer.in_features)
+                kept = min(rank, *shape)
+                smaller = compress(layer, kept, None if calibration is None else calibration.get(name))
+                dense = sum(p.nbytes for p in layer.parameters())
+                error = smaller.reconstruction_error(layer.weight)
+                report.append(LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error))
+                return smaller
+
+            return convert
+
+        compressed = replace_linears(self.model, {name: change(name) for name in chosen})
+        self.report = report
+        return compressed
+
+
+def analyze_combined_compression(
+    original_model: nn.Module,
+    rank: int,
+    n_bits: int,
+    granularity: Granularity | None = None,
+    verbose: bool = False,
+) -> float:
+    """Combien de fois un réseau maigrit, compté en octets tels qu'ils seraient rangés.
+
+    Tout compte, des deux côtés : échelles, biais, couches qui restent denses. Rien n'est décomposé : les formes
+    suffisent.
+
+    Parameters
+    ----------
+    original_model : nn.Module
+    rank : int
+        Ramené à min(out, in) dans les couches qui n'en permettent pas tant.
+    n_bits : int, entre 1 et 8
+    granularity : Granularity, optionnel
+        Qui partage une échelle ; par défaut, tout un facteur.
+    verbose : bool
+        Imprime le détail.
+
+    Returns
+    -------
+    float
+        Octets de l'original divisés par ceux du réseau comprimé.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `original_model` n'est pas un nn.Module ou n'a aucune nn.Linear, rang ou bits impossibles.
+    """
+    check_integer(rank, "rank")
+    check_bits(n_bits)
+    names = linear_names(original_model)
+    if not names:
+        raise ValueError("original_model : aucune nn.Linear à comprimer.")
+
+    def convert(layer: nn.Linear) -> nn.Module:
+        n, m = layer.in_features, layer.out_features
+        bias, dtype = layer.bias is not None, layer.weight.dtype
+        empty = QuantizedLowRankLinear(n, m, min(rank, m, n), n_bits, bias, granularity, device="meta", dtype=dtype)
+        empty.hold_codes()
+        return empty
+
+    blank = meta_copy(original_model)
+    before, after = stored_bytes(blank), stored_bytes(replace_linears(blank, convert))
+    if verbose:
+        left = stored_bytes(blank) - sum(
+            p.nbytes for name in set(names) for p in blank.get_submodule(name).parameters()
+        )
+        print(f"original : {before} octets, dont {left} hors des {len(names)} couches linéaires")
+        print(f"comprimé : {after} octets, {before / after:.2f} fois moins")
+    return before / after
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Octets des paramètres et des tampons, chacun compté une fois."""
+    return sum(t.nbytes for t in [*model.parameters(), *model.buffers()])

@@ -1,0 +1,131 @@
+"""Section 11.4 : entraîner un réseau dont les facteurs passent par une fausse quantification."""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .validation import check_integer, check_positive
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+def train_qat_low_rank(
+    model: nn.Module,
+    train_loader: Loader,
+    epochs: int = 50,
+    val_loader: Loader | None = None,
+    lr: float = 1e-3,
+    verbose: bool = False,
+) -> nn.Module:
+    """Entraîne sur place un classifieur : Adam, entropie croisée ; seuls bougent les paramètres non gelés.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Des entrées (B, ...) vers des scores (B, classes) ; par exemple un réseau de :class:`~lrq.QATLowRankLinear`.
+    train_loader : lots (entrées, étiquettes)
+        Parcouru `epochs` fois.
+    epochs : int, au moins 0
+    val_loader : lots, optionnel
+        Garde les poids dont la perte y est la plus petite, ceux du départ compris ; sinon, les derniers.
+    lr : float
+    verbose : bool
+        Une barre de progression, avec les pertes.
+
+    Returns
+    -------
+    nn.Module
+        `model`, en mode évaluation.
+
+    Raises
+    ------
+    TypeError
+        `model` n'est pas un nn.Module.
+    ValueError
+        Un chargeur sans aucun lot, rien à entraîner, `epochs` ou `lr` impossibles. Le réseau n'a pas changé.
+
+    Warns
+    -----
+    UserWarning
+        Une perte NaN ou infinie : l'entraînement s'arrête et rend les meilleurs poids d'avant.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")
+    epochs, lr = check_integer(epochs, "epochs", minimum=0), check_positive(lr, "lr")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("model : aucun paramètre à entraîner, attendu au moins un requires_grad.")
+    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
+        if loader is not None and iter(loader) is loader:
+            raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
+    optimizer = torch.optim.Adam(trained, lr)
+    mode, bar = model.training, progress_bar(epochs) if verbose else None
+    best, least = copy.deepcopy(model.state_dict()), math.inf
+    try:
+        if val_loader is not None:
+            least = mean_loss(model, val_loader, "val_loader")
+        for epoch in range(epochs):
+            loss = train_epoch(model, train_loader, optimizer)
+            score = loss if val_loader is None else mean_loss(model, val_loader, "val_loader")
+            if not math.isfinite(loss + score):
+                warnings.warn(
+                    f"époque {epoch + 1} : la perte vaut {loss + score:g} ; l'entraînement s'arrête et garde les "
+                    "meilleurs poids d'avant. Essayez un lr plus petit.",
+                    stacklevel=2,
+                )
+                break
+            if val_loader is None or score < least:  # sans juge, la dernière époque
+                best, least = copy.deepcopy(model.state_dict()), score
+            if bar is not None:
+                bar.set_postfix(perte=f"{loss:.4f}", **({} if val_loader is None else {"validation": f"{score:.4f}"}))
+                bar.update()
+    except BaseException:
+        model.train(mode)
+        raise
+    finally:
+        if bar is not None:
+            bar.close()
+        model.load_state_dict(best)
+    return model.eval()
+
+
+def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer) -> float:
+    """Un passage ; rend la perte moyenne, par exemple, ou la première qui n'est pas finie."""
+    model.train()
+    total, count = 0.0, 0
+    for x, y in loader:
+        loss = F.cross_entropy(model(x), y)
+        if not torch.isfinite(loss):
+            return float(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total, count = total + float(loss.detach()) * len(y), count + len(y)
+    if count == 0:
+        raise ValueError("train_loader : aucun exemple, attendu au moins un lot.")
+    return total / count
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, loader: Loader, name: str) -> float:
+    """Entropie croisée moyenne, par exemple, en mode évaluation ; `name` nomme le chargeur dans un refus."""
+    model.eval()
+    total, count = 0.0, 0
+    for x, y in loader:
+        total, count = total + float(F.cross_entropy(model(x), y, reduction="sum")), count + len(y)
+    if count == 0:
+        raise ValueError(f"{name} : aucun exemple, attendu au moins un lot.")
+    return total / count
+
+
+def progress_bar(epochs: int) -> Any:
+    """Une barre qui avance d'une époque à l'autre."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=epochs, desc="époques")
