@@ -21,15 +21,22 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrq import (
+    CombinedCompressionPipeline,
     CompactSVDLinear,
     FactorizedLinear,
+    FakeQuantizeModule,
     LoRALayer,
     LowRankAnalysis,
     MultiStageFactorizedLinear,
+    PerChannel,
+    QATLowRankLinear,
+    QuantizedLinear,
     QuantizedLowRankLayer,
+    QuantizedLowRankLinear,
     SVDCompressedLinear,
     TruncatedSVDLinear,
     UniformQuantizer,
+    analyze_combined_compression,
     analyze_svd_approximation_error,
     balanced_factors,
     break_even_rank,
@@ -39,9 +46,10 @@ from lrq import (
     quantize_symmetric,
     replace_linears,
     singular_values,
+    train_qat_low_rank,
     truncated_svd,
 )
-from lrq.models import accuracy, load_digits_data, load_digits_network
+from lrq.models import accuracy, load_digits_data, load_digits_network, load_minilm, load_minilm_weights
 
 PAGE = Path(__file__).parents[1] / "book" / "errata.md"
 TEST_NAME = re.compile(r"test_e(\d+)_(\d+)_(\d+)")
@@ -115,6 +123,12 @@ def test_entries_and_tests_are_the_same():
     assert len(titles) == len(set(titles)), "deux entrées portent le même numéro"
 
 
+def source_of(test):
+    """Le texte d'un test, et des fonctions de ce fichier qu'il appelle."""
+    called = [globals().get(name) for name in test.__code__.co_names]
+    return "\n".join(inspect.getsource(f) for f in (test, *called) if getattr(f, "__module__", None) == __name__)
+
+
 @pytest.mark.parametrize("entry", entries() if PAGE.exists() else [])
 def test_what_is_quoted_is_what_runs(entry):
     text = entries()[entry]
@@ -122,7 +136,7 @@ def test_what_is_quoted_is_what_runs(entry):
     quoted, ours = [code.strip().splitlines() for _, code in FENCE.findall(text)]
     assert len(quoted) <= 2, "une citation du cours tient en deux lignes"
     assert len(ours) == 1
-    source = {words(line) for line in inspect.getsource(reproductions()[entry]).splitlines()}
+    source = {words(line) for line in source_of(reproductions()[entry]).splitlines()}
     assert {words(line) for line in quoted} <= source
     assert words(ours[0].split("  #")[0]) in source
 
@@ -945,34 +959,58 @@ def test_e11_2_3():
 # --- Section 11.4 -----------------------------------------------------------------------------------------------------
 
 
+def stored(module):
+    """Octets de tout ce que garde un module : paramètres et tampons."""
+    return sum(t.nbytes for t in [*module.parameters(), *module.buffers()])
+
+
 def test_e11_4_1():
     lines = course("""
-        class Quantized:
-            def __init__(self, U, n_bits):
-                self.U, self.n_bits = U, n_bits
+        def factors(linear_layer, rank):
+            U, S, Vt = torch.svd(linear_layer.weight.data)
+            sqrt_S = torch.sqrt(S[:rank])
+            Vt_r = Vt[:rank, :]
+            U_factored = U[:, :rank] @ torch.diag(sqrt_S)
+            V_factored = (torch.diag(sqrt_S) @ Vt_r).T
+            q_max = 127
+            scales = [t.abs().max() / q_max for t in (U_factored, V_factored)]
+            return [torch.round(t / scale) * scale for t, scale in zip((U_factored, V_factored), scales)]
 
-            def round_trip(self):
-                q_max = 2 ** (self.n_bits - 1) - 1
-                U_scale = max(abs(self.U.data.min().item()), abs(self.U.data.max().item())) / q_max
-                U_q = torch.round(self.U.data / U_scale).clamp(-q_max, q_max).to(torch.int8)
-                return U_q.float() * U_scale
+        def show(original, U, V):
+            print(f"  Compressé: {(U.numel() + V.numel()) * 1 / 1024:.1f} KB")
+            print(f"  Compression: {original.weight.numel() * 4 / (64 * (1024 + 512)):.1f}x")
     """)
     torch.manual_seed(0)
-    U = torch.randn(512, 64)
-    says("E11.4-1", "{} × {}".format(*U.shape))
-    errors = {n_bits: 100 * relative(U, lines.Quantized(U, n_bits).round_trip()) for n_bits in (8, 9, 10)}
-    says("E11.4-1", f"à {fr(errors[8], 1)} % près sur {fr(8)} bits")
-    says("E11.4-1", f"de {fr(errors[9])} % sur {fr(9)} bits")
-    says("E11.4-1", f"de {fr(errors[10])} % sur {fr(10)} bits")
-    with pytest.raises(ZeroDivisionError):
-        lines.Quantized(U, 1).round_trip()
-    says("E11.4-1", f"{fr(1)} bit donne `q_max` = {2 ** (1 - 1) - 1}")
-    says("E11.4-1", "Au-delà de 8 bits")
-    for n_bits in range(1, 9):
-        QuantizedLowRankLayer(16, 8, rank=4, n_bits=n_bits).quantize()
-    with pytest.raises(ValueError, match="n_bits : reçu 10, attendu un entier entre 1 et 8"):
-        QuantizedLowRankLayer(1024, 512, rank=64, n_bits=10)
-    says("E11.4-1", "va de 1 à 8 bits")
+    rank = 64
+    wide, square, last = nn.Linear(1024, 512), nn.Linear(512, 512), nn.Linear(256, 10)
+
+    U, V = lines.factors(wide, rank)
+    with pytest.raises(RuntimeError):
+        torch.randn(3, 1024) @ V @ U.T
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        lines.show(wide, U, V)
+    small, ratio = (words(line) for line in printed.getvalue().splitlines())
+    says("E11.4-1", f"{wide.in_features} → {wide.out_features} au rang {rank}")
+    says("E11.4-1", f"« {small} »")
+    says("E11.4-1", f"« {ratio} »")
+    before, after = wide.weight.nbytes / 1024, float(re.search(r"[\d.]+", small)[0])
+    says("E11.4-1", f"{fr(before)} Kio d'origine, soit {fr(before / after)} fois moins")
+    says("E11.4-1", f"{V.shape[0]} lignes au lieu de {wide.in_features}")
+    with pytest.raises(RuntimeError):
+        lines.factors(last, rank)
+    says("E11.4-1", f"{last.in_features} → {last.out_features}")
+
+    linear = square
+    layer = QuantizedLowRankLinear.from_linear(linear, rank=64, n_bits=8)
+    U, V = lines.factors(square, rank)
+    error, best = relative(square.weight, U @ V.T), eckart_young(square.weight, rank)
+    assert relative(square.weight, layer.reconstruct_weight()) == pytest.approx(best, rel=1e-3)
+    says("E11.4-1", f"{square.in_features} → {square.out_features}")
+    says("E11.4-1", f"{fr(error, 2)} au lieu de {fr(best, 2)}")
+    layer = QuantizedLowRankLinear.from_linear(wide, rank, n_bits=8)
+    assert layer(torch.randn(3, 1024)).shape == (3, 512)
+    codes = layer.U_q.nbytes + layer.V_q.nbytes
+    says("E11.4-1", f"{fr(codes / 1024)} Kio de codes, et ×{fr(layer.compression_ratio(), 1)}")
 
 
 def test_e11_4_2():
@@ -997,7 +1035,7 @@ def test_e11_4_2():
 
     def ours(linear):
         rank = min(linear.weight.shape)
-        compressed = QuantizedLowRankLayer.from_linear(linear, rank, n_bits=8)
+        compressed = QuantizedLowRankLinear.from_linear(linear, rank, n_bits=8)
         assert torch.equal(compressed.bias, linear.bias)
         return compressed
 
@@ -1006,6 +1044,503 @@ def test_e11_4_2():
     says("E11.4-2", f"de {fr(100 * accuracy(network, x, y), 1)} %")
     says("E11.4-2", f"à {fr(100 * accuracy(replace_linears(network, theirs), x, y), 1)} %")
     says("E11.4-2", f"en garde {fr(100 * accuracy(replace_linears(network, ours), x, y), 1)} %")
+
+
+def test_e11_4_3():
+    lines = course(
+        """
+        class Pipeline:
+            def __init__(self, model):
+                self.model = model
+
+            def apply_low_rank_then_quantize(self, rank=64, n_bits=8):
+                compressed_model = self.model
+                for name, module in compressed_model.named_modules():
+                    if isinstance(module, nn.Linear):
+                        quantized_lr = from_linear(module, min(rank, *module.weight.shape), n_bits)
+                        # Remplace dans le modèle
+                return compressed_model
+
+            def apply_quantize_then_low_rank(self, rank=64, n_bits=8):
+                pass
+        """,
+        from_linear=QuantizedLowRankLinear.from_linear,
+    )
+    network, (_, (x, y)) = load_digits_network("mlp"), load_digits_data()
+    before = stored(network)
+    theirs = lines.Pipeline(network)
+    assert theirs.apply_low_rank_then_quantize(rank=64, n_bits=8) is network
+    assert [type(layer) for layer in network.children()] == 3 * [nn.Linear]
+    assert stored(network) == before
+    assert theirs.apply_quantize_then_low_rank() is None
+    with pytest.raises(NameError, match="model"):
+        course("pipeline = CombinedCompressionPipeline(model)", CombinedCompressionPipeline=lines.Pipeline)
+    says("E11.4-3", f"{fr(before)} octets")
+
+    compressed = CombinedCompressionPipeline(network).apply_low_rank_then_quantize(rank=64, n_bits=8)
+    reverse = CombinedCompressionPipeline(network).apply_quantize_then_low_rank(rank=64, n_bits=8)
+    for smaller in (compressed, reverse):
+        assert [type(layer) for layer in smaller.children()] == 3 * [QuantizedLowRankLinear]
+        ranks = [min(64, *layer.weight.shape) for layer in network.children()]
+        sizes = [
+            rank * (layer.in_features + layer.out_features) + 2 * 4 + 4 * layer.out_features
+            for layer, rank in zip(network.children(), ranks, strict=True)
+        ]
+        assert stored(smaller) == sum(sizes)  # les codes sur un octet, deux échelles et le biais de chaque couche
+        assert fr(100 * accuracy(smaller, x, y)) == fr(100 * accuracy(network, x, y))
+    assert stored(network) == before
+    says("E11.4-3", f"au rang {max(ranks)} et sur {fr(8)} bits, {fr(stored(compressed))} octets")
+    says("E11.4-3", f"(×{fr(before / stored(compressed), 2)})")
+    says("E11.4-3", f"{fr(100 * accuracy(network, x, y))} % d'exactitude")
+
+
+def test_e11_4_4():
+    lines = course("""
+        def analyze_combined_compression(original_model, rank, n_bits):
+            total_original = sum(p.numel() * 4 for p in original_model.parameters())
+            total_compressed = 0
+            for module in original_model.modules():
+                if isinstance(module, nn.Linear):
+                    compressed_size = rank * (module.in_features + module.out_features) * 1
+                    total_compressed += compressed_size
+            compression_ratio = total_original / total_compressed
+            return compression_ratio
+    """)
+    theirs = lines.analyze_combined_compression
+
+    def oracle(model, rank, n_bits):  # chaque octet, compté à la main
+        size = stored(model)
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear):
+                m, n = layer.weight.shape
+                size += -layer.weight.nbytes + 2 * 4
+                size += sum(-(-min(rank, m, n) * k * n_bits // 8) for k in (m, n))
+        return stored(model) / size
+
+    for name, model, rank in (("MiniLM", load_minilm(), 64), ("réseau convolutif", load_digits_network("cnn"), 8)):
+        for n_bits in (8, 4):
+            assert theirs(model, rank, n_bits) == theirs(model, rank, 8)
+            ratio = analyze_combined_compression(model, rank=rank, n_bits=n_bits)
+            assert ratio == pytest.approx(oracle(model, rank, n_bits), rel=1e-12)
+            if n_bits == 8:
+                says("E11.4-4", f"au rang {rank} et sur {fr(8)} bits")
+                says("E11.4-4", f"« {theirs(model, rank, 8):.1f}x »")
+                says("E11.4-4", f"×{fr(ratio, 2)}")
+                assert name in entries()["E11.4-4"]
+    says("E11.4-4", f"{fr(4)} bits n'y change rien")
+
+    half = load_digits_network("mlp").half()
+    assert theirs(half, 64, 8) == theirs(load_digits_network("mlp"), 64, 8)
+    ratio = analyze_combined_compression(half, rank=64, n_bits=8)
+    compressed = CombinedCompressionPipeline(half).apply_low_rank_then_quantize(rank=64, n_bits=8)
+    assert ratio == stored(half) / stored(compressed)
+    says("E11.4-4", f"« {theirs(half, 64, 8):.1f}x », pour ×{fr(ratio, 2)} mesuré")
+    with pytest.raises(ZeroDivisionError):
+        theirs(nn.Sequential(nn.Conv2d(1, 2, 3)), 64, 8)
+    with pytest.raises(ValueError, match=r"aucune nn\.Linear"):
+        analyze_combined_compression(nn.Sequential(nn.Conv2d(1, 2, 3)), 64, 8)
+
+
+def course_layer():
+    """La couche quantifiée du cours : ses facteurs, ses tampons et ce que `quantize_weights` y range."""
+    return course(
+        """
+        class QuantizedLowRankLinear(nn.Module):
+            def __init__(self, in_features, out_features, rank, n_bits=8):
+                super().__init__()
+                self.in_features, self.out_features, self.rank, self.n_bits = in_features, out_features, rank, n_bits
+                self.U = nn.Parameter(torch.randn(out_features, rank))
+                self.V = nn.Parameter(torch.randn(in_features, rank))
+                self.register_buffer('U_scale', torch.tensor(1.0))
+                self.register_buffer('V_scale', torch.tensor(1.0))
+                self.register_buffer('U_zero_point', torch.tensor(0, dtype=torch.int32))
+                self.register_buffer('V_zero_point', torch.tensor(0, dtype=torch.int32))
+                self.register_buffer('U_q', None)
+                self.register_buffer('V_q', None)
+                self.quantized = False
+
+            def quantize_weights(self):
+                q_max = 2 ** (self.n_bits - 1) - 1
+                U_scale = self.U.data.abs().max().item() / q_max
+                V_scale = self.V.data.abs().max().item() / q_max
+                U_q = torch.round(self.U.data / U_scale).clamp(-q_max, q_max).to(torch.int8)
+                V_q = torch.round(self.V.data / V_scale).clamp(-q_max, q_max).to(torch.int8)
+                self.U_scale = torch.tensor(U_scale)
+                self.V_scale = torch.tensor(V_scale)
+                self.U_q = U_q
+                self.V_q = V_q
+                self.quantized = True
+
+            def dequantize(self):
+                U_deq = (self.U_q.float() - self.U_zero_point.float()) * self.U_scale
+                V_deq = (self.V_q.float() - self.V_zero_point.float()) * self.V_scale
+                return U_deq, V_deq
+
+            def forward(self, x):
+                if self.quantized:
+                    U, V = self.dequantize()
+                else:
+                    U, V = self.U, self.V
+                return x @ V @ U.T
+
+            def compression_ratio(self):
+                original_size = self.in_features * self.out_features * 4  # bytes
+                compressed_size = (self.rank * (self.in_features + self.out_features)) * 1  # bytes
+                return original_size / compressed_size
+        """
+    ).QuantizedLowRankLinear
+
+
+def test_e11_4_5():
+    Course = course_layer()
+    torch.manual_seed(0)
+    theirs, dense = Course(1024, 512, 64), 4 * 1024 * 512
+    floats, announced = stored(theirs), theirs.compression_ratio()
+    theirs.quantize_weights()
+    assert stored(theirs) > floats
+    says("E11.4-5", f"{theirs.in_features} → {theirs.out_features} au rang {theirs.rank}")
+    says("E11.4-5", f"de {fr(floats)} à {fr(stored(theirs))} octets")
+    says("E11.4-5", f"soit ×{fr(dense / stored(theirs), 2)} au lieu de ×{fr(dense / floats, 2)}")
+    for n_bits in (8, 4, 2):
+        narrow = Course(1024, 512, 64, n_bits)
+        narrow.quantize_weights()
+        assert narrow.compression_ratio() == announced
+        assert stored(narrow) == stored(theirs)
+    says("E11.4-5", f"« Compression: {announced:.1f}x »")
+    says("E11.4-5", f"à {fr(8)}, {fr(4)} ou {fr(2)} bits")
+
+    for n_bits in (8, 4):
+        layer = QuantizedLowRankLinear(1024, 512, rank=64, n_bits=n_bits)
+        layer.quantize_weights()
+        size, ratio = layer.nbytes(), layer.compression_ratio()
+        assert size == stored(layer) == 64 * (1024 + 512) * n_bits // 8 + 2 * 4
+        assert ratio == dense / size
+        says("E11.4-5", f"{fr(size)} octets à {n_bits} bits (×{fr(ratio, 1)})")
+
+
+def test_e11_4_6():
+    Course = course_layer()
+    torch.manual_seed(0)
+    first, theirs = nn.Linear(64, 256), Course(256, 10, 10)
+    theirs.quantize_weights()
+    model = nn.Sequential(nn.Flatten(), first, nn.ReLU(), theirs)
+    before = [p.detach().clone() for p in model.parameters()]
+    train_qat_low_rank(model, [load_digits_data()[0]], epochs=3)
+    moved = [not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved == [True, True, False, False]
+    assert theirs.U.requires_grad
+    assert theirs.U.grad is None
+    assert theirs.V.grad is None
+    count = sum(p.numel() for p in theirs.parameters())
+    x = torch.randn(3, 256)
+    y = theirs(x)
+    nn.init.zeros_(theirs.U)
+    assert torch.equal(theirs(x), y)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        y.sum().backward()
+    says("E11.4-6", f"{theirs.in_features} → {theirs.out_features} de rang {theirs.rank}")
+    says("E11.4-6", f"{fr(count)} paramètres")
+
+    linear = nn.Linear(256, 10)
+    closed = QuantizedLowRankLinear.from_linear(linear, rank=8, n_bits=4)
+    assert [p is closed.bias for p in closed.parameters()] == [True]
+    closed.bias = None
+    with pytest.raises(ValueError, match="aucun paramètre à entraîner"):
+        train_qat_low_rank(closed, [(x, torch.zeros(3, dtype=torch.int64))], epochs=3)
+    layer = QATLowRankLinear.from_linear(linear, rank=8, n_bits=4)
+    layer(x).sum().backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in layer.parameters())
+
+
+def course_qat(**names):
+    """La couche du cours qui apprend quantifiée."""
+    return course(
+        """
+        class QATLowRankLinear(nn.Module):
+            def __init__(self, in_features, out_features, rank, n_bits=8):
+                super().__init__()
+                # Facteurs (entraînables en FP32)
+                self.U = nn.Parameter(torch.randn(out_features, rank))
+                self.V = nn.Parameter(torch.randn(in_features, rank))
+                fake_quantize(self, n_bits)
+
+            def forward(self, x):
+                U_q = self.U_fake_quant(self.U)
+                V_q = self.V_fake_quant(self.V)
+                output = x @ V_q @ U_q.T
+                return output
+        """,
+        **names,
+    ).QATLowRankLinear
+
+
+def fake_quantize(layer, n_bits):
+    """Ce que l'import du cours aurait dû fournir."""
+    layer.U_fake_quant, layer.V_fake_quant = FakeQuantizeModule(n_bits), FakeQuantizeModule(n_bits)
+
+
+def test_e11_4_7():
+    lines = course("""
+        def fake_quantize(self, n_bits):
+            from quantization import FakeQuantizeModule
+            self.U_fake_quant = FakeQuantizeModule(n_bits=n_bits, symmetric=True)
+    """)
+    theirs = course_qat(fake_quantize=lines.fake_quantize)  # la définition passe
+    with pytest.raises(ModuleNotFoundError, match="quantization"):
+        theirs(64, 32, 8)
+
+    torch.manual_seed(0)
+    t = torch.randn(64, 32, requires_grad=True)
+    fake = FakeQuantizeModule(n_bits=8, symmetric=True)
+    rounded = fake(t)
+    rounded.sum().backward()
+    assert torch.equal(t.grad, torch.ones_like(t))  # aucun écrêtage : la grille va jusqu'aux extrêmes
+    assert float((rounded - t).detach().abs().max()) <= float(t.detach().abs().max()) / 127 * 0.5001  # un demi-pas
+    says("E11.4-7", f"{' × '.join(map(str, t.shape))}")
+    says("E11.4-7", f"sur {fr(8)} bits, est rendu à {fr(100 * relative(t, rounded), 1)} % près")
+
+
+def test_e11_4_8():
+    Course = course_qat(fake_quantize=fake_quantize)
+    torch.manual_seed(0)
+    network, ((x, y), (x_test, y_test)) = load_digits_network("mlp"), load_digits_data()
+
+    def theirs(linear):
+        assert not hasattr(Course, "from_linear")
+        return Course(linear.in_features, linear.out_features, min(32, *linear.weight.shape))
+
+    def ours(linear):
+        rank = min(32, *linear.weight.shape)
+        layer = QATLowRankLinear.from_linear(linear, rank, n_bits=8)
+        assert torch.equal(layer.bias, linear.bias)
+        assert relative(linear.weight, layer.reconstruct_weight()) < 1.05 * eckart_young(linear.weight, rank) + 0.02
+        return layer
+
+    @torch.no_grad()
+    def loss(model):
+        return float(nn.functional.cross_entropy(model(x), y))
+
+    random, start = replace_linears(network, theirs), replace_linears(network, ours)
+    assert set(dict(theirs(network.fc1).named_parameters())) == {"U", "V"}
+    says("E11.4-8", f"au rang {32} et sur {fr(8)} bits")
+    assert loss(random) > 10_000 > 0.2 > loss(start)
+    says("E11.4-8", f"une perte de {fr(loss(start), 2)}")
+    says("E11.4-8", f"plus de {fr(10_000)}")
+    says("E11.4-8", f"{fr(100 * accuracy(start, x_test, y_test))} % d'exactitude sur {len(y_test)} images")
+
+
+def test_e11_4_9():
+    lines = course("""
+        class Quantized:
+            def __init__(self, U, n_bits):
+                self.U, self.n_bits = U, n_bits
+
+            def round_trip(self):
+                q_max = 2 ** (self.n_bits - 1) - 1
+                U_scale = max(abs(self.U.data.min().item()), abs(self.U.data.max().item())) / q_max
+                U_q = torch.round(self.U.data / U_scale).clamp(-q_max, q_max).to(torch.int8)
+                return U_q.float() * U_scale
+    """)
+    torch.manual_seed(0)
+    U = torch.randn(512, 64)
+    says("E11.4-9", "{} × {}".format(*U.shape))
+    errors = {n_bits: 100 * relative(U, lines.Quantized(U, n_bits).round_trip()) for n_bits in (8, 9, 10)}
+    says("E11.4-9", f"à {fr(errors[8], 1)} % près sur {fr(8)} bits")
+    says("E11.4-9", f"de {fr(errors[9])} % sur {fr(9)} bits")
+    says("E11.4-9", f"de {fr(errors[10])} % sur {fr(10)} bits")
+    with pytest.raises(ZeroDivisionError):
+        lines.Quantized(U, 1).round_trip()
+    says("E11.4-9", f"{fr(1)} bit donne `q_max` = {2 ** (1 - 1) - 1}")
+    says("E11.4-9", "Au-delà de 8 bits")
+    for n_bits in range(1, 9):
+        QuantizedLowRankLinear(16, 8, rank=4, n_bits=n_bits).quantize_weights()
+    with pytest.raises(ValueError, match="n_bits : reçu 10, attendu un entier entre 1 et 8"):
+        QuantizedLowRankLinear(1024, 512, rank=64, n_bits=10)
+    says("E11.4-9", "va de 1 à 8 bits")
+
+
+def test_e11_4_10():
+    Course = course_layer()
+    torch.manual_seed(0)
+    theirs, fresh = Course(1024, 512, 64), Course(1024, 512, 64)
+    theirs.quantize_weights()
+    state = theirs.state_dict()
+    says("E11.4-10", f"{len(state)} tenseurs, {fr(sum(t.nbytes for t in state.values()))} octets")
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        fresh.load_state_dict(state)
+    fresh.load_state_dict(state, strict=False)
+    assert fresh.U_q is None
+    assert not fresh.quantized
+    x = torch.randn(3, 1024)
+    assert torch.equal(fresh(x), x @ theirs.V @ theirs.U.T)  # avec les facteurs flottants
+    assert not torch.equal(fresh(x), theirs(x))
+
+    layer, reloaded = (QuantizedLowRankLinear(1024, 512, rank=64) for _ in range(2))
+    layer.quantize_weights()
+    reloaded.load_state_dict(layer.state_dict())
+    assert reloaded.quantized
+    assert torch.equal(reloaded(x), layer(x))
+    says("E11.4-10", f"que {fr(sum(t.nbytes for t in layer.state_dict().values()))} octets")
+
+
+def test_e11_4_11():
+    Course = course_layer()
+    torch.manual_seed(0)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        x, converted = torch.randn(3, 64, dtype=dtype), Course(64, 32, 8).to(dtype)
+        converted(x)
+        converted.quantize_weights()
+        after = Course(64, 32, 8)
+        after.quantize_weights()
+        for theirs in (converted, after.to(dtype)):
+            with pytest.raises(RuntimeError, match="dtype"):
+                theirs(x)
+
+        linear = nn.Linear(64, 32).to(dtype)
+        layer = QuantizedLowRankLinear.from_linear(linear, rank=32, n_bits=8)
+        assert layer(x).dtype == dtype
+        assert relative(linear(x), layer(x)) < 0.02
+        later = QuantizedLowRankLinear.from_linear(linear.float(), rank=32, n_bits=8).to(dtype)
+        assert relative(linear(x.float()), later(x)) < 0.02
+    says("E11.4-11", f"à moins de {fr(2)} % près sur {fr(8)} bits")
+
+
+def test_e11_4_12():
+    lines = course("""
+        def train(model, epochs=50):
+            for epoch in range(epochs):
+                model.train()
+            return model
+    """)
+    network, (train_set, (x, y)) = load_digits_network("mlp"), load_digits_data()
+    torch.manual_seed(0)
+    dropout = [nn.Dropout(0.5), nn.Dropout(0.5)]
+    layers = [network.fc1, nn.ReLU(), dropout[0], network.fc2, nn.ReLU(), dropout[1], network.fc3]
+    model = lines.train(nn.Sequential(nn.Flatten(), *layers).eval())
+    assert model.training
+    calls = [accuracy(model, x, y) for _ in range(50)]
+    assert len(set(calls)) > 1
+    says("E11.4-12", f"{fr(100 * np.mean(calls))} % d'exactitude")
+    model.eval()
+    says("E11.4-12", f"{fr(100 * accuracy(model, x, y))} % avec les mêmes poids")
+
+    train_loader = [train_set]
+    trained = train_qat_low_rank(model, train_loader, epochs=1)
+    assert not trained.training
+    assert torch.equal(trained(x), trained(x))
+
+
+def test_e11_4_13():
+    network = load_digits_network("mlp")
+    theirs = course_qat(fake_quantize=fake_quantize)(256, 256, 64)
+    assert {p.dtype for p in theirs.parameters()} == {torch.float32}
+    assert not {"quantize", "quantize_weights", "to_quantized"} & set(dir(theirs))
+    floats = sum(t.nbytes for t in theirs.state_dict().values())
+    says("E11.4-13", f"{fr(floats)} octets pour une couche 256 → 256 au rang 64")
+
+    torch.manual_seed(0)
+    qat = QATLowRankLinear.from_linear(network.fc2, rank=64, n_bits=8)
+    packed = qat.to_quantized()
+    x = torch.randn(5, 256)
+    assert torch.equal(packed(x), qat(x))
+    assert packed.nbytes() == 64 * (256 + 256) + 2 * 4 + packed.bias.nbytes
+    says("E11.4-13", f"les mêmes sorties au bit près et {fr(packed.nbytes())} octets")
+
+
+def test_e11_4_14():
+    r"""
+    1. **Rang faible** : $W = U @ V^T$ → compression $\times r_1$
+    **Total** : compression $\times (r_1 \times 4)$
+    """
+    W = load_minilm_weights()["encoder.layer.0.attention.self.query.weight"]
+    m, n = W.shape
+    rank = energy_rank(W, 0.99)
+    low_rank = m * n / (rank * (m + n))
+    linear = nn.Linear(n, m, bias=False)
+    linear.weight.data = W
+    both = QuantizedLowRankLinear.from_linear(linear, rank, n_bits=8)
+    layer = QuantizedLinear.from_linear(linear, n_bits=8)
+    assert both.compression_ratio() == pytest.approx(4 * low_rank, rel=1e-3)  # la règle, aux échelles près
+    assert both.compression_ratio() < layer.compression_ratio() < 4
+    errors = [relative(W, compressed.reconstruct_weight()) for compressed in (both, layer)]
+    says("E11.4-14", f"{fr(4)} est le passage de `float32` à INT8")
+    says("E11.4-14", f"{n} → {m}")
+    says("E11.4-14", f"{fr(99)} % de l'énergie qu'au rang {rank}")
+    says("E11.4-14", f"$r_1$ vaut {fr(low_rank, 2)}")
+    says("E11.4-14", f"×{fr(both.compression_ratio(), 2)} et une erreur de {fr(100 * errors[0], 1)} %")
+    says("E11.4-14", f"×{fr(layer.compression_ratio(), 2)} et {fr(100 * errors[1], 1)} %")
+    assert low_rank < 1
+    says("E11.4-14", f"dépasser {fr(1)}")
+    says("E11.4-14", f"(r₁ × {fr(4)}) » peut valoir moins que ×{fr(4)}")
+    says("E11.4-14", f"rang {fr(break_even_rank(m, n))}")
+
+
+def test_e11_4_15():
+    lines = course("""
+        def round_trip(U, q_max):
+            U_min, U_max = U.min().item(), U.max().item()
+            U_scale = max(abs(U_min), abs(U_max)) / q_max
+            U_q = torch.round(U / U_scale).clamp(-q_max, q_max)
+            return U_q, U_q * U_scale
+    """)
+    linear, rank, n_bits = load_digits_network("mlp").fc2, 64, 4
+    U, V = balanced_factors(linear.weight, rank)
+    norms = U.norm(dim=0)
+    (codes, U_hat), (_, V_hat) = (lines.round_trip(t, 2 ** (n_bits - 1) - 1) for t in (U, V))
+    error = relative(linear.weight, U_hat @ V_hat.T)
+    says("E11.4-15", f"au rang {rank}")
+    says("E11.4-15", f"de {fr(float(norms[0]), 2)} à {fr(float(norms[-1]), 2)}")
+    says("E11.4-15", f"Sur {fr(n_bits)} bits, {fr(100 * float((codes == 0).double().mean()))} % des codes de U")
+    says("E11.4-15", f"l'erreur passe de {fr(eckart_young(linear.weight, rank), 2)} à {fr(error, 2)}")
+
+    layer = QuantizedLowRankLinear.from_linear(linear, rank, n_bits=4, rotate=True)
+    plain = QuantizedLowRankLinear.from_linear(linear, rank, n_bits=4)
+    rows = QuantizedLowRankLinear.from_linear(linear, rank, n_bits=4, granularity=PerChannel(0))
+    assert relative(linear.weight, plain.reconstruct_weight()) == pytest.approx(error, rel=1e-3)
+    assert layer.nbytes() == plain.nbytes()
+    turned, finer = (relative(linear.weight, t.reconstruct_weight()) for t in (layer, rows))
+    assert finer < turned < error
+    says("E11.4-15", f"{fr(turned, 2)} pour les mêmes {fr(layer.nbytes())} octets")
+    says("E11.4-15", f"à {fr(finer, 2)} pour {fr(rows.nbytes())} octets")
+
+
+def test_e11_4_16():
+    lines = course("""
+        def train(losses, train_loader, epochs=50):
+            for epoch in range(epochs):
+                total_loss = 0.0
+                for loss in losses:
+                    total_loss += loss
+                if epoch % 10 == 0:
+                    print(f'Epoch {epoch+1}: Loss={total_loss/len(train_loader):.4f}')
+    """)
+    train_set, val_set = load_digits_data()
+    dataset = torch.utils.data.TensorDataset(*train_set)
+    train_loader = torch.utils.data.DataLoader(dataset, batch_size=64)
+    sizes = [len(y) for _, y in train_loader]
+    weighted = [0.0] * (len(sizes) - 1) + [float(len(sizes))]  # seul le dernier lot a une perte
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        lines.train(weighted, train_loader)
+    epochs = re.findall(r"Epoch (\d+): Loss=1\.0000", printed.getvalue())
+    says("E11.4-16", f"{fr(50)} époques par défaut")
+    says("E11.4-16", f"les époques {', '.join(epochs[:-1])} et {epochs[-1]}")
+    says("E11.4-16", f"la dernière, la {fr(50)}ᵉ")
+    says("E11.4-16", f"lots de {sizes[0]}, les {sizes[-1]} images du dernier")
+    with pytest.raises(ZeroDivisionError):
+        lines.train([], [])
+    with pytest.raises(TypeError, match="has no len"):
+        lines.train([0.1], (batch for batch in train_loader))
+
+    val_loader = [val_set]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    start = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="train_loader : aucun exemple"):
+        train_qat_low_rank(model, [], epochs=1)
+    assert torch.equal(model[1].weight, start[1].weight)
+    train_qat_low_rank(model, train_loader, epochs=1, val_loader=val_loader)
+    worse = train_qat_low_rank(copy.deepcopy(model), train_loader, epochs=1, val_loader=val_loader, lr=100.0)
+    assert torch.equal(worse[1].weight, model[1].weight)  # un pas qui nuit n'est pas gardé
 
 
 # --- Section 9.6 ------------------------------------------------------------------------------------------------------
