@@ -1,5 +1,5 @@
 """Comprimer un réseau entier : section 11.4."""
 
-from .combined import CombinedCompressionPipeline, analyze_combined_compression
+from .combined import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
 
-__all__ = ["CombinedCompressionPipeline", "analyze_combined_compression"]
+__all__ = ["CombinedCompressionPipeline", "LayerReport", "analyze_combined_compression"]

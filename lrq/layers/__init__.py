@@ -7,7 +7,7 @@ from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .lora import LoRALayer
 from .packed import PackedTensor
 from .qat import QATLowRankLinear
-from .quantized import QuantizedLowRankLayer, QuantizedLowRankLinear
+from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
 from .replace import linear_names, meta_copy, replace_linears
 from .svd_compressed import SVDCompressedLinear
@@ -25,6 +25,7 @@ __all__ = [
     "MultiStageFactorizedLinear",
     "PackedTensor",
     "QATLowRankLinear",
+    "QuantizedFactors",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",
