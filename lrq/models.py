@@ -286,5 +286,6 @@ def load_photograph() -> Tensor:
     """
     from sklearn.datasets import load_sample_image
 
-    rgb = torch.tensor(load_sample_image("china.jpg"), dtype=torch.float32) / 255  # (427, 640, 3)
-    return rgb @ torch.tensor([0.299, 0.587, 0.114])  # (427, 640)
+    rgb = torch.tensor(load_sample_image("china.jpg"), dtype=torch.int64)  # (427, 640, 3)
+    luminance = (rgb * torch.tensor([299, 587, 114])).sum(-1)  # en entiers : la même image sur toute machine
+    return (luminance.double() / 255_000).float()  # (427, 640)
