@@ -19,14 +19,14 @@ def has_integer_products(device: torch.device) -> bool:
 def integer_pays(rows: int, rank: int, codes: int) -> bool:
     """Vrai si multiplier `rows` vecteurs en entiers coûte moins que convertir d'abord les codes.
 
-    Arrondir les entrées et les sorties, rows (m + n) nombres, remplace la conversion de rank (m + n) codes, dont chacun
-    coûte à peu près moitié moins.
+    Arrondir les entrées et les sorties, ``rows (m + n)`` nombres, remplace la conversion de ``rank (m + n)`` codes, dont
+    chacun coûte à peu près moitié moins.
     """
     return codes >= ENOUGH and 2 * rows <= rank
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Chaque ligne de `x` sur 8 bits, à l'échelle max abs / 127 qui lui est propre.
+    """Chaque ligne de `x` sur 8 bits, à l'échelle ``max abs / 127`` qui lui est propre.
 
     Parameters
     ----------

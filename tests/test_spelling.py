@@ -41,7 +41,7 @@ NOT_PROSE = [
 ENGLISH_TERM = re.compile(r"(?m)^  \*[^*]+\*")  # le glossaire ouvre chaque définition par le mot anglais, en italique
 # Dans une docstring : titres des rubriques et type de ce qui est rendu ou levé, paramètres, rôles, lignes de code.
 DOCSTRING = [
-    re.compile(r"(?m)^(?:Returns|Raises|Yields)\n-+\n.*$"),
+    re.compile(r"(?m)^(?:Returns|Raises|Warns|Yields)\n-+\n.*$"),
     re.compile(r"(?m)^(?:Parameters|Attributes|Notes|Examples|References)\n-+$"),
     re.compile(r"(?m)^\w+(?:Error|Warning|Exception)$|^[\w*, ]+ : .*$|^ *>>>.*$"),
     re.compile(r":\w+:`[^`]*`"),

@@ -127,9 +127,12 @@ class CombinedCompressionPipeline:
 
         Parameters
         ----------
-        rank, n_bits, names, calibration, **options
-            Comme pour :meth:`apply_low_rank_then_quantize` ; ``granularity`` et ``clipping`` servent aux deux fois.
+        rank : int
+        n_bits : int, entre 1 et 8
+        names, calibration : optionnels
         requantize : bool
+        **options
+            Comme pour :meth:`apply_low_rank_then_quantize` ; ``granularity`` et ``clipping`` servent aux deux fois.
 
         Returns
         -------
@@ -159,7 +162,9 @@ class CombinedCompressionPipeline:
 
         Parameters
         ----------
-        rank, n_bits, names, calibration
+        rank : int
+        n_bits : int, entre 1 et 8
+        names, calibration : optionnels
             Comme pour :meth:`apply_low_rank_then_quantize`.
         **options
             ``granularity``, ``clipping``, ``factor_bits`` : voir :meth:`~lrq.QuantizedResidualLinear.from_linear`.

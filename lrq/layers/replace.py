@@ -70,7 +70,7 @@ def replace_linears(
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """Copie de `model` sans ses nombres : les formes et les types, sur l'appareil « meta », qui n'alloue rien."""
+    """Copie de `model` sans ses nombres : les formes et les types, sur l'appareil ``meta``, qui n'alloue rien."""
 
     def blank(t: Tensor) -> Tensor:
         return nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
