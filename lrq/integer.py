@@ -19,8 +19,8 @@ def has_integer_products(device: torch.device) -> bool:
 def integer_pays(rows: int, rank: int, codes: int) -> bool:
     """Vrai si multiplier `rows` vecteurs en entiers coûte moins que convertir d'abord les codes.
 
-    Arrondir les entrées et les sorties, ``rows (m + n)`` nombres, remplace la conversion de ``rank (m + n)`` codes, dont
-    chacun coûte à peu près moitié moins.
+    Arrondir les entrées et les sorties, ``rows (m + n)`` nombres, remplace la conversion de ``rank (m + n)`` codes,
+    dont chacun coûte à peu près moitié moins.
     """
     return codes >= ENOUGH and 2 * rows <= rank
 
