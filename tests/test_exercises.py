@@ -92,6 +92,76 @@ def weight_error_and_accuracy(reseau, x, y, rangs):
     return results
 
 
+def compressed_layer(W, rang, n_bits, part_nulle):
+    """En NumPy ; l'élagage vient après l'arrondi, sur les flottants, ce qui revient au même."""
+    U, S, Vh = np.linalg.svd(W.double().numpy(), full_matrices=False)
+    stored, bits = {}, 2 * 32
+    for name, factor in (("U", U[:, :rang] * np.sqrt(S[:rang])), ("V", Vh[:rang].T * np.sqrt(S[:rang]))):
+        scale = np.abs(factor).max() / (2 ** (n_bits - 1) - 1)
+        codes = np.rint(factor / scale).astype(np.int8)
+        codes.flat[np.argsort(np.abs(factor), axis=None)[: int(part_nulle * factor.size)]] = 0
+        stored |= {f"codes_{name}": codes, f"echelle_{name}": scale}
+        bits += codes.size + n_bits * np.count_nonzero(codes)
+    return {**stored, "bits": bits}
+
+
+def compared_orders(W, rang, n_bits):
+    """En float32 ; la SVD de M se tire des vecteurs propres de MᵀM."""
+    q = 2 ** (n_bits - 1) - 1
+
+    def grid(t):
+        return torch.round(t * q / t.abs().max()) * t.abs().max() / q
+
+    def codes_of_factors(M):
+        values, V = torch.linalg.eigh(M.double().T @ M.double())
+        sigma, V = values[-rang:].sqrt(), V[:, -rang:]
+        return grid((M.double() @ V / sigma.sqrt()).float()) @ grid((V * sigma.sqrt()).float()).T
+
+    def error(approximation):
+        return torch.dist(W, approximation) / W.norm()
+
+    quantized, factors = grid(W), n_bits * rang * (W.shape[0] + W.shape[1])
+    return {
+        "rang_puis_bits": (error(codes_of_factors(W)), factors + 64),
+        "bits_puis_rang": (error(codes_of_factors(quantized)), factors + 64),
+        "bits_plus_residu": (
+            error(quantized + codes_of_factors(W - quantized)),
+            n_bits * W.numel() + 32 + factors + 64,
+        ),
+    }
+
+
+def quantization_aware(U, V, x, y, n_bits, steps=300, lr=0.005, scale_learns=True, optimizer=torch.optim.Adam):
+    """Fausse quantification, l'échelle dérivée ou non ; le meilleur pas est gardé, le premier compris."""
+    q = 2 ** (n_bits - 1) - 1
+
+    class Round(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t):
+            return t.round()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient
+
+    def fake(t):
+        scale = t.abs().max() / q
+        scale = scale if scale_learns else scale.detach()
+        return Round.apply(t / scale) * scale
+
+    latent = [nn.Parameter(U.clone()), nn.Parameter(V.clone())]
+    optimizer, seen = optimizer(latent, lr=lr), []
+    for _ in range(steps):
+        A, B = map(fake, latent)
+        error = (x @ B @ A.T - y).norm() / y.norm()
+        seen.append((error.item(), A.detach(), B.detach()))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    best = min(seen, key=lambda step: step[0])
+    return best[1], best[2], seen[0][0], best[0]
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.1.1": rank_for_compression,
@@ -100,6 +170,9 @@ SOLUTIONS = {
     "11.2.1": learn_factors,
     "11.2.2": sketched_svd,
     "11.2.3": weight_error_and_accuracy,
+    "11.3": compressed_layer,
+    "11.4.1": compared_orders,
+    "11.4.2": quantization_aware,
 }
 
 
