@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lrq import FakeQuantizeModule
 from lrq.exercises import EXERCISES, engine, verifier
 from lrq.exercises.engine import same
 from lrq.exercises.section_11_02 import GrandeMatrice
@@ -106,7 +107,7 @@ def compressed_layer(W, rang, n_bits, part_nulle):
 
 
 def compared_orders(W, rang, n_bits):
-    """En float32 ; la SVD de M se tire des vecteurs propres de MᵀM."""
+    """Les valeurs et vecteurs singuliers de M, tirés des vecteurs propres de MᵀM ; le reste en float32."""
     q = 2 ** (n_bits - 1) - 1
 
     def grid(t):
@@ -414,6 +415,95 @@ def test_large_matrices_are_really_large():
         m, n = case.args[0].shape
         assert min(m, n) > 10_000
         assert 4 * m * n > 700e6  # octets en float32
+
+
+def fake_quantize_module(U, V, x, y, n_bits):
+    """Avec la fausse quantification du paquet, dont l'échelle n'a pas de gradient, et un pas qui décroît."""
+    fake, latent = FakeQuantizeModule(n_bits), [U.clone().requires_grad_(), V.clone().requires_grad_()]
+    optimizer = torch.optim.Adam(latent, lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    seen = []
+    for _ in range(300):
+        A, B = map(fake, latent)
+        loss = nn.functional.mse_loss(x @ B @ A.T, y)
+        with torch.no_grad():
+            seen.append((float((x @ B @ A.T - y).norm() / y.norm()), A.detach(), B.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    best = min(seen, key=lambda step: step[0])
+    return best[1], best[2], seen[0][0], best[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "learn",
+    [
+        fake_quantize_module,
+        lambda *args: quantization_aware(*args, scale_learns=False),
+        lambda *args: quantization_aware(*args, steps=800, lr=0.001),
+        lambda *args: quantization_aware(
+            *args, lr=0.03, optimizer=lambda latent, lr: torch.optim.SGD(latent, lr, momentum=0.9)
+        ),
+        lambda U, V, x, y, n_bits: quantization_aware(U.double(), V.double(), x.double(), y.double(), n_bits),
+    ],
+)
+def test_quantization_may_be_learned_in_many_ways(learn, seed):
+    bilan = verifier("11.4.2", learn, graine=seed)
+    assert bilan.reussi, bilan
+
+
+def careless(U, V, x, y, n_bits, through=True, in_loop=True, keep=True, copied=True, final=True):
+    """QAT, à une négligence près."""
+    q = 2 ** (n_bits - 1) - 1
+
+    def quantized(t):
+        scale = t.abs().max() / q
+        codes = t / scale
+        return (codes + (codes.round() - codes).detach() if through else codes.round()) * scale
+
+    latent = [nn.Parameter(t.clone() if copied else t) for t in (U, V)]
+    optimizer, seen = torch.optim.Adam(latent, lr=0.01), []
+    for _ in range(200):
+        A, B = map(quantized, latent) if in_loop else latent
+        error = (x @ B @ A.T - y).norm() / y.norm()
+        seen.append((error.item(), *(t.detach().clone() for t in ((A, B) if final else latent))))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    A, B = min(seen, key=lambda step: step[0])[1:] if keep else (quantized(t).detach() for t in latent)
+    ptq = (x @ quantized(V.detach()) @ quantized(U.detach()).T - y).norm() / y.norm()
+    return A, B, seen[0][0] if in_loop else ptq.item(), ((x @ B @ A.T - y).norm() / y.norm()).item()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("carelessness", "said"),
+    [
+        ({"through": False}, "→ aucun gradient à travers l'arrondi"),
+        ({"in_loop": False, "keep": False}, "→ l'arrondi hors de la boucle"),
+        ({"final": False}, "→ la quantification finale oubliée"),
+        ({"keep": False}, "→ le dernier pas plutôt que le meilleur"),
+        ({"copied": False}, "travaillez sur une copie (clone)"),
+    ],
+)
+def test_careless_training_is_refused_and_named(carelessness, said, seed):
+    bilan = verifier("11.4.2", lambda *args: careless(*args, **carelessness), graine=seed)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lessons_of_the_orders_hold_on_every_instance(seed):
+    """À trois bits, l'ordre se voit ; à huit, il ne se voit plus ; le résidu coûte W et y gagne."""
+    low, high, strange, square = EXERCISES["11.4.1"].cases(torch.Generator().manual_seed(seed))
+    for case in (low, strange, square):
+        errors = {name: error for name, (error, _) in compared_orders(*case.args).items()}
+        assert errors["bits_puis_rang"] > 1.04 * errors["rang_puis_bits"]
+    first, second, third = (float(error) for error, _ in compared_orders(*high.args).values())
+    assert second < 1.02 * first
+    assert third < first
 
 
 def test_modified_network_is_said():
