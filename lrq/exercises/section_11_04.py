@@ -711,6 +711,9 @@ def trained_factors(generator: torch.Generator, m: int, n: int, rank: int) -> tu
 
 def qat_cases(generator: torch.Generator) -> list[Case]:
     """Deux et trois bits, où il y a à gagner, et huit, où il n'y a presque rien."""
+    torch.optim.SGD(
+        [torch.zeros(1)], lr=0.1
+    )  # le premier optimiseur charge torch._dynamo : pas sur le temps du lecteur
     cases = []
     for n_bits in (2, 3, 8):
         while True:
