@@ -1,6 +1,6 @@
 """Rang faible et quantification sur MiniLM entier : les trois ordres, à octets égaux, de 2,5 à 6 bits par poids.
 
-``python -m benchmarks.orders_study`` écrit ``lrq/data/orders.json``, que montre la section 11.4 ; il faut une demi-heure.
+``python -m benchmarks.orders_study`` écrit ``lrq/data/orders.json``, que montre la section 11.4 ; il faut une heure.
 Chaque façon essaie plusieurs réglages sous le même budget ; les phrases de calibration choisissent le meilleur,
 celles de test le jugent.
 """
