@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from . import aware, book, convolution, forward, integer, large, page, rank, startup, storage
+from . import aware, book, combined, convolution, forward, integer, large, page, rank, startup, storage
 from .table import render
 
 MODULES = {
@@ -15,6 +15,7 @@ MODULES = {
     "convolution": convolution,
     "large": large,
     "aware": aware,
+    "combined": combined,
     "storage": storage,
     "startup": startup,
     "page": page,
