@@ -317,9 +317,12 @@ class UniformQuantizer:
         -------
         QuantizedTensor
         """
-        zero_point = None
         if scale is None:
             scale, zero_point = self.compute_scale_zero_point(t)
+        elif self.symmetric:
+            scale, zero_point = check_tensor(scale, "scale").detach().to(working_dtype(t), copy=True), None
+        else:
+            raise ValueError("scale : reçu pour une grille asymétrique, dont les points zéro manqueraient.")
         codes = self.quantize(t, scale, zero_point)
         packed = pack_bits(codes - self.stored_low, self.n_bits, self.stored_signed)
         kept = (

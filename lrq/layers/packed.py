@@ -1,5 +1,8 @@
 """Un tenseur quantifié, gardé en codes serrés parmi les tampons d'une couche."""
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +24,7 @@ class PackedTensor(nn.Module):
     Attributes
     ----------
     packed : Tensor, (⌈numel · b / 8⌉,), uint8
-    scale : Tensor, forme des échelles
+    scale : Tensor, forme des échelles, float32 (float64 si le tenseur rendu l'est)
     zero_point : Tensor d'octets, même forme, ou None si la grille est symétrique
     """
 
@@ -54,6 +57,15 @@ class PackedTensor(nn.Module):
         kept = cls(quantizer, stored.shape, device=t.device, dtype=stored.dtype)
         kept.packed, kept.scale, kept.zero_point = stored.packed, stored.scale, stored.zero_point
         return kept
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        scale = self.scale
+        self.scale = scale.view(torch.int64 if scale.dtype == torch.float64 else torch.int32)
+        try:
+            super()._apply(fn, recurse)  # half() laisse les entiers : en float16, de petites échelles s'annuleraient
+        finally:
+            self.scale = self.scale.view(scale.dtype).to(working_dtype(self._like))
+        return self
 
     def codes(self) -> Tensor:
         """Les codes, int8 (uint8 s'ils ne sont pas signés)."""
