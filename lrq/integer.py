@@ -81,4 +81,4 @@ def integer_low_rank(x: Tensor, V: tuple[Tensor, Tensor], U: tuple[Tensor, Tenso
     flat = x.reshape(-1, x.shape[-1]).float()  # float16 ne tiendrait pas la somme de n produits de codes
     parts = flat.split(max(1, BLOCK // max(v.shape[0], u.shape[1])))
     y = [integer_product(integer_product(part, v, v_scale), u, u_scale) for part in parts]
-    return (y[0] if len(y) == 1 else torch.cat(y)).view(*x.shape[:-1], -1).to(x.dtype)
+    return (y[0] if len(y) == 1 else torch.cat(y)).view(*x.shape[:-1], u.shape[1]).to(x.dtype)
