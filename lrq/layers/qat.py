@@ -124,19 +124,13 @@ class QATLowRankLinear(FactorizedLinear):
         """
         if not isinstance(layer, FactorizedLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu FactorizedLinear.")
-        like = layer.U
-        qat = cls(
-            layer.in_features,
-            layer.out_features,
-            layer.rank,
-            n_bits,
-            layer.bias is not None,
-            per_channel,
-            learned_step,
-            like.device,
-            like.dtype,
-        )
-        qat.load_state_dict(layer.state_dict(), strict=False)  # U, V et le biais ; les pas suivent
+        if layer.U is None:
+            raise ValueError("layer : reçu une couche déjà quantifiée, attendu des facteurs flottants.")
+        qat = cls(layer.in_features, layer.out_features, layer.rank, n_bits, per_channel=per_channel, device="meta")
+        qat.learned_step = learned_step
+        for name in ("U", "V", "bias"):
+            t = getattr(layer, name)
+            setattr(qat, name, None if t is None else nn.Parameter(t.detach().clone()))
         qat._observe()
         return qat
 
