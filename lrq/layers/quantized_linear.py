@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..activation import Calibration
 from ..quantizers import Granularity, PerChannel, PerGroup, UniformQuantizer
-from ..validation import check_input, check_integer, check_linear
+from ..validation import check_bits, check_input, check_integer, check_linear
 from .base import CompressedLinear, LowRankLinear, copy_bias
 from .factorized import FactorizedLinear
 from .packed import PackedTensor
@@ -170,6 +170,8 @@ class QuantizedResidualLinear(CompressedLinear):
             Comme :meth:`QuantizedLinear.from_linear` et :meth:`QuantizedLowRankLinear.from_linear`.
         """
         granularity = PerGroup(32) if granularity is None else granularity
+        if factor_bits is not None:
+            check_bits(factor_bits, "factor_bits")
         base = QuantizedLinear.from_linear(linear_layer, n_bits, granularity, clipping)
         lost = linear_layer.weight.detach() - base.reconstruct_weight()
         if factor_bits is None:
