@@ -8,9 +8,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .layers import PackedTensor, meta_copy
@@ -76,25 +78,20 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     path = Path(path)
     state = check_model(model).state_dict()
-    first: dict[tuple[object, ...], str] = {}
-    aliases = {}
-    for name, t in state.items():
-        place = (t.untyped_storage().data_ptr(), t.storage_offset(), t.dtype, t.shape, t.stride())
-        if t.numel() and place in first:
-            aliases[name] = first[place]
-        else:
-            first[place] = name
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} : dossier introuvable.")
+    aliases = shared(state)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items() if name not in aliases}
-    metadata = {"sha256": digest(tensors), "alias": json.dumps(aliases), "codes": json.dumps(layouts(model))}
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(save(tensors, metadata))
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(file.name)
-            raise
+    described = json.dumps({"alias": aliases, "codes": layouts(model)}, ensure_ascii=False)
+    content = save(tensors, {"lrq": described + digest(tensors, described)})  # une seule clé : leur ordre varierait
+    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with whole.open("xb") as file:
+            file.write(content)
+        os.replace(whole, path)
+    except BaseException:
+        whole.unlink(missing_ok=True)
+        raise
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
@@ -125,26 +122,48 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     path = Path(path)
     check_model(model)
     tensors, metadata = read_safetensors(path)
-    if "sha256" in metadata and digest(tensors) != metadata["sha256"]:
-        raise ValueError(f"{path} : le contenu ne correspond plus à son empreinte, le fichier a été modifié.")
-    tensors |= {name: tensors[source] for name, source in json.loads(metadata.get("alias", "{}")).items()}
+    described, seal = metadata.get("lrq", "")[:-64], metadata.get("lrq", "")[-64:]
+    if seal != digest(tensors, described):
+        raise ValueError(
+            f"{path} : le contenu ne correspond pas à son empreinte ; il n'est pas de save_weights, ou a été modifié."
+        )
+    recorded = json.loads(described)
+    tensors |= {name: tensors[source] for name, source in recorded["alias"].items()}
     blank = meta_copy(model)
     with contextlib.suppress(RuntimeError):  # ce qui ne va pas se dit plus bas, en français
         blank.load_state_dict({name: t.to("meta") for name, t in tensors.items()}, strict=False)
-    compare(str(path), tensors, blank.state_dict())
-    expected, found = layouts(blank), json.loads(metadata.get("codes", "{}"))
-    for name, layout in expected.items():
+    found = recorded["codes"]
+    for name, layout in layouts(blank).items():
         if found.get(name, layout) != layout:
             raise ValueError(f"{path} : {name} : reçu des codes rangés {found[name]}, attendu {layout}.")
+    compare(str(path), tensors, blank.state_dict())
+    for name, source in shared(model.state_dict()).items():
+        if name in tensors and tensors[name] is not tensors[source] and not torch.equal(tensors[name], tensors[source]):
+            raise ValueError(f"{path} : {name} et {source} diffèrent, mais le réseau n'en fait qu'un tenseur.")
     model.load_state_dict(tensors)
     return model
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """Empreinte de noms, de formes, de types et d'octets, dans l'ordre des noms."""
-    from safetensors.torch import save
+def shared(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Les tenseurs qui en sont un autre, sous un second nom : ce nom → le premier."""
+    first: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, t in state.items():
+        place = (t.untyped_storage().data_ptr(), t.storage_offset(), t.dtype, t.shape, t.stride())
+        if t.numel() and place in first:
+            aliases[name] = first[place]
+        else:
+            first[place] = name
+    return aliases
 
-    return hashlib.sha256(save(dict(sorted(tensors.items())))).hexdigest()
+
+def digest(tensors: Mapping[str, Tensor], described: str) -> str:
+    """Empreinte d'une description et de tenseurs : noms, types, formes, octets, dans l'ordre des noms."""
+    seal = hashlib.sha256(described.encode())
+    for name, t in sorted(tensors.items()):
+        seal.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        seal.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return seal.hexdigest()
 
 
 def layouts(model: nn.Module) -> dict[str, str]:
