@@ -140,6 +140,9 @@ class CombinedCompressionPipeline:
         """
         recipe = {name: options[name] for name in ("granularity", "clipping") if name in options}
         quantizer = UniformQuantizer(n_bits, **recipe)
+        unused = sorted(options.keys() - recipe.keys())
+        if unused and not requantize:
+            raise TypeError(f"{unused[0]} : sans effet quand requantize est faux.")
 
         def compress(layer: nn.Linear, rank: int, seen: Calibration | None) -> CompressedLinear:
             rounded = copy.deepcopy(layer)
@@ -198,7 +201,11 @@ class CombinedCompressionPipeline:
             def convert(layer: nn.Linear) -> CompressedLinear:
                 shape = (layer.out_features, layer.in_features)
                 kept = min(rank, *shape)
-                smaller = compress(layer, kept, None if calibration is None else calibration.get(name))
+                try:
+                    smaller = compress(layer, kept, None if calibration is None else calibration.get(name))
+                except (TypeError, ValueError) as refusal:
+                    refusal.add_note(f"Couche refusée : {name!r}.")
+                    raise
                 dense = sum(p.nbytes for p in layer.parameters())
                 error = smaller.reconstruction_error(layer.weight)
                 report.append(LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error))
