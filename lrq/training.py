@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .validation import check_integer, check_positive
+from .validation import check_integer, check_positive, is_finite
 
 Loader = Iterable[tuple[Tensor, Tensor]]
 
@@ -53,7 +53,7 @@ def train_qat_low_rank(
     Warns
     -----
     UserWarning
-        Une perte NaN ou infinie : l'entraînement s'arrête et rend les meilleurs poids d'avant.
+        Une perte ou un gradient NaN ou infini : l'entraînement s'arrête et rend les meilleurs poids d'avant.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")
@@ -65,7 +65,8 @@ def train_qat_low_rank(
         if loader is not None and iter(loader) is loader:
             raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
     optimizer = torch.optim.Adam(trained, lr)
-    mode, bar = model.training, progress_bar(epochs) if verbose else None
+    modes = {module: module.training for module in model.modules()}
+    bar = progress_bar(epochs) if verbose else None
     best, least = copy.deepcopy(model.state_dict()), math.inf
     try:
         if val_loader is not None:
@@ -75,8 +76,8 @@ def train_qat_low_rank(
             score = loss if val_loader is None else mean_loss(model, val_loader, "val_loader")
             if not math.isfinite(loss + score):
                 warnings.warn(
-                    f"époque {epoch + 1} : la perte vaut {loss + score:g} ; l'entraînement s'arrête et garde les "
-                    "meilleurs poids d'avant. Essayez un lr plus petit.",
+                    f"époque {epoch + 1} : la perte ou son gradient vaut {loss + score:g} ; l'entraînement s'arrête et "
+                    "garde les meilleurs poids d'avant. Essayez un lr plus petit.",
                     stacklevel=2,
                 )
                 break
@@ -86,7 +87,8 @@ def train_qat_low_rank(
                 bar.set_postfix(perte=f"{loss:.4f}", **({} if val_loader is None else {"validation": f"{score:.4f}"}))
                 bar.update()
     except BaseException:
-        model.train(mode)
+        for module, mode in modes.items():
+            module.training = mode
         raise
     finally:
         if bar is not None:
@@ -96,7 +98,7 @@ def train_qat_low_rank(
 
 
 def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer) -> float:
-    """Un passage ; rend la perte moyenne, par exemple, ou la première qui n'est pas finie."""
+    """Un passage ; rend la perte moyenne, par exemple, ou la première qui n'est pas finie (NaN : son gradient)."""
     model.train()
     total, count = 0.0, 0
     for x, y in loader:
@@ -105,6 +107,10 @@ def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimiz
             return float(loss.detach())
         optimizer.zero_grad()
         loss.backward()
+        if not all(
+            is_finite(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ):
+            return math.nan
         optimizer.step()
         total, count = total + float(loss.detach()) * len(y), count + len(y)
     if count == 0:
