@@ -82,9 +82,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{path.parent} : dossier introuvable.")
     aliases = shared(state)
     kept = {name: t.detach().cpu() for name, t in state.items() if name not in aliases}
-    tensors = {
-        name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()
-    }  # des vues se chevauchent
+    tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()}  # plus de vues
     described = json.dumps({"alias": aliases, "codes": layouts(model)}, ensure_ascii=False)
     content = save(tensors, {"lrq": described + digest(tensors, described)})  # une seule clé : leur ordre varierait
     whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

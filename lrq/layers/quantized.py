@@ -206,6 +206,10 @@ class QuantizedFactors(LowRankLinear):
         layer.bias = copy_bias(linear_layer)
         return layer
 
+    def _check_float(self, action: str) -> None:
+        if self.quantized:
+            raise RuntimeError(f"{action} : la couche est déjà quantifiée, ses facteurs flottants n'existent plus.")
+
     def rotate(self) -> None:
         """Répartit l'énergie entre les colonnes des facteurs (:func:`~lrq.rotate_factors`) ; Ŵ ne change pas."""
         raise TypeError(f"{type(self).__name__} doit définir rotate().")
@@ -255,6 +259,7 @@ class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
         return U @ V  # (m, r) @ (r, n) -> (m, n)
 
     def rotate(self) -> None:
+        self._check_float("rotate")
         U, V = rotate_factors(self.U, self.V.T)
         self.U, self.V = nn.Parameter(U), nn.Parameter(V.T.contiguous())
 
@@ -310,5 +315,6 @@ class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
         return U @ V.T  # (m, r) @ (r, n) -> (m, n)
 
     def rotate(self) -> None:
+        self._check_float("rotate")
         U, V = rotate_factors(self.U, self.V)
         self.U, self.V = nn.Parameter(U), nn.Parameter(V)
