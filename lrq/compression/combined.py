@@ -267,10 +267,8 @@ def analyze_combined_compression(
     blank = meta_copy(original_model)
     before, after = stored_bytes(blank), stored_bytes(replace_linears(blank, convert))
     if verbose:
-        left = stored_bytes(blank) - sum(
-            p.nbytes for name in set(names) for p in blank.get_submodule(name).parameters()
-        )
-        print(f"original : {before} octets, dont {left} hors des {len(names)} couches linéaires")
+        linears = nn.ModuleList(blank.get_submodule(name) for name in names)  # un poids partagé n'y compte qu'une fois
+        print(f"original : {before} octets, dont {before - stored_bytes(linears)} hors des couches linéaires")
         print(f"comprimé : {after} octets, {before / after:.2f} fois moins")
     return before / after
 
