@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**17  # nombres traités à la fois : au-delà, les intermédiaires sortent du cache
+LONGEST = 2**31 // 127**2  # termes dont la somme tient toujours sur 32 bits
 ENOUGH = 2**18  # codes au-dessous desquels la vingtaine d'appels à PyTorch coûte plus que la conversion épargnée
 
 

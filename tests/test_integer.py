@@ -10,6 +10,7 @@ from lrq import PerChannel, PerGroup, PerTensor, QuantizedLowRankLayer, Quantize
 from lrq.integer import (
     BLOCK,
     ENOUGH,
+    LONGEST,
     has_integer_products,
     integer_low_rank,
     integer_pays,
@@ -259,6 +260,15 @@ def test_gradients_and_groups_take_the_other_road(layer, randn, forced):
     plain.integer = False
     assert torch.equal(groups(x), plain(x))
     assert len(forced) == 1
+
+
+def test_a_sum_that_could_overflow_takes_the_other_road(layer, randn, forced, monkeypatch):
+    assert 127**2 * LONGEST < 2**31 <= 127**2 * (LONGEST + 1)
+    made, x = layer(64, 32, 16), randn(4, 64)
+    for longest, passed in ((64, 1), (63, 1)):
+        monkeypatch.setattr("lrq.layers.quantized.LONGEST", longest)
+        made(x)
+        assert len(forced) == passed
 
 
 def test_the_bias_still_learns(layer, randn, forced):

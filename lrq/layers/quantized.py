@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..activation import Calibration
 from ..gauge import rotate_factors
-from ..integer import has_integer_products, integer_low_rank, integer_pays
+from ..integer import LONGEST, has_integer_products, integer_low_rank, integer_pays
 from ..quantizers import Granularity, UniformQuantizer
 from ..validation import check_input, check_linear
 from .base import LowRankLinear, copy_bias
@@ -305,6 +305,7 @@ class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
     def _integer_pays(self, x: Tensor, *scales: Tensor) -> bool:
         return (
             integer_pays(x.shape[:-1].numel(), self.rank, self.count_parameters())
+            and self.in_features <= LONGEST
             and has_integer_products(x.device)
             and not (torch.is_grad_enabled() and x.requires_grad)  # un arrondi n'a pas de gradient
             and all(scale.ndim < 2 or 1 in scale.shape for scale in scales)  # pas de groupes dans une ligne
