@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def train_qat_low_rank(
     Raises
     ------
     TypeError
-        `model` n'est pas un nn.Module.
+        `model` n'est pas un nn.Module, ou un chargeur ne se parcourt pas plusieurs fois.
     ValueError
         Un chargeur sans aucun lot, rien à entraîner, `epochs` ou `lr` impossibles. Le réseau n'a pas changé.
 
@@ -62,8 +62,10 @@ def train_qat_low_rank(
     if not trained:
         raise ValueError("model : aucun paramètre à entraîner, attendu au moins un requires_grad.")
     for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if loader is not None and iter(loader) is loader:
+        if isinstance(loader, Iterator):  # sans appeler iter(), qui ferait tirer au hasard un DataLoader
             raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
+        if not isinstance(loader, Iterable) and (name == "train_loader" or loader is not None):
+            raise TypeError(f"{name} : reçu {type(loader).__name__}, attendu un DataLoader ou une liste de lots.")
     optimizer = torch.optim.Adam(trained, lr)
     modes = {module: module.training for module in model.modules()}
     bar = progress_bar(epochs) if verbose else None

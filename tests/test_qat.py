@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from lrq import (
     FactorizedLinear,
@@ -503,6 +505,23 @@ def test_training_is_reproducible_and_draws_nothing(network, task):
     assert unchanged(train_qat_low_rank(twin, train, epochs=3), snapshot(model))
 
 
+def test_a_shuffling_loader_draws_what_it_would_draw_by_hand(network, task):
+    x, y = (torch.cat(parts) for parts in zip(*task(), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=32, shuffle=True)
+    model = network()
+    twin = copy.deepcopy(model)
+    torch.manual_seed(5)
+    train_qat_low_rank(model, loader, epochs=2, lr=1e-2)
+    torch.manual_seed(5)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(2):
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(twin(inputs), labels).backward()
+            optimizer.step()
+    assert unchanged(model, snapshot(twin))
+
+
 def test_it_prints_only_when_asked(network, task, capsys):
     train_qat_low_rank(network(), task(), epochs=2, val_loader=task())
     captured = capsys.readouterr()
@@ -511,8 +530,7 @@ def test_it_prints_only_when_asked(network, task, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "2/2" in captured.err
-    assert "perte=0." in captured.err
-    assert "validation=" in captured.err
+    assert re.search(r"perte=\d\.\d{4}, validation=\d\.\d{4}", captured.err)
 
 
 @pytest.mark.parametrize("validated", [True, False], ids=["validé", "sans validation"])
@@ -544,6 +562,8 @@ def test_empty_or_spent_loaders_are_refused_and_nothing_has_changed(network, tas
         (batches, [], ValueError, r"val_loader : aucun exemple, attendu au moins un lot"),
         (iter(batches), None, TypeError, "train_loader : reçu un itérateur, qui s'épuise"),
         (batches, (b for b in batches), TypeError, "val_loader : reçu un itérateur, qui s'épuise"),
+        (None, None, TypeError, "train_loader : reçu NoneType, attendu un DataLoader ou une liste de lots"),
+        (batches, 3, TypeError, "val_loader : reçu int, attendu un DataLoader ou une liste de lots"),
     ]:
         model = network()
         model[0].eval()
@@ -595,5 +615,5 @@ def test_learning_with_the_rounding_beats_rounding_afterwards(rng):
     after = nn.Sequential(QATLowRankLinear.from_factorized(model[0], 2).to_quantized())
     aware = nn.Sequential(QATLowRankLinear.from_factorized(model[0], 2, learned_step=True))
     train_qat_low_rank(aware, loader, epochs=12, lr=1e-2, val_loader=loader)
-    assert loss_on(model, loader) < loss_on(aware, loader) < 0.95 * loss_on(after, loader)
+    assert loss_on(aware, loader) < 0.95 * loss_on(after, loader)
     assert loss_on(nn.Sequential(aware[0].to_quantized()), loader) == loss_on(aware, loader)
