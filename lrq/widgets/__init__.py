@@ -9,6 +9,7 @@ from .explorer import Explorer
 from .photo import PhotoExplorer, shrink
 from .quantizer import QuantizerExplorer
 from .randomized import RandomizedExplorer
+from .rank_bits import RankBitsExplorer
 from .spectrum import SpectrumExplorer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PhotoExplorer",
     "QuantizerExplorer",
     "RandomizedExplorer",
+    "RankBitsExplorer",
     "SpectrumExplorer",
     "minilm_choices",
     "shrink",

@@ -9,7 +9,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from ..layers import QuantizedLowRankLayer, SVDCompressedLinear
+from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, SVDCompressedLinear
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
 from ..spectrum import (
@@ -23,6 +23,7 @@ from ..svd import truncated_svd
 from .explorer import CSS, esm
 from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
+from .rank_bits import best_within, pareto_front
 
 # Ce que règle QuantizerExplorer, bits à part : symétrie, écrêtage, qui partage une échelle.
 SETTINGS = list(itertools.product((True, False), CLIPPINGS, (PerTensor(), PerChannel(0), PerGroup(8))))
@@ -91,6 +92,10 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     for bits in range(1, 9):
         layer = QuantizedLowRankLayer.from_linear(linear(W), rank, bits)
         cases.append(case("QuantizedLowRankLayer.nbytes", "factorBits", [m, n, rank, bits], 8 * layer.nbytes()))
+        rows = QuantizedLowRankLinear.from_linear(linear(W), rank, bits, granularity=PerChannel(0))
+        sizes = [m, n, rank, bits, m + n]
+        cases.append(case("QuantizedLowRankLinear.nbytes", "factorBits", sizes, 8 * rows.nbytes()))
+    cases += choice_cases(generator)
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
         bits = int(torch.randint(1, 9, (), generator=generator))
@@ -117,6 +122,14 @@ def quantizer_cases(quantizer: UniformQuantizer, generator: torch.Generator) -> 
     yield case("predicted_error", "uniformNoise", [W, parts[1]], uniform_noise(W, quantizer))
     yield case("clipped", "clippedShare", [W, bits, symmetric, *parts[1:]], clipped_share(W, quantizer))
     yield case("UniformQuantizer.low, high", "extremes", [bits, symmetric], [quantizer.low, quantizer.high])
+
+
+def choice_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que RankBitsExplorer choisit, parmi des erreurs et des tailles dont plusieurs sont égales."""
+    errors, sizes = (torch.randint(1, 9, (24,), generator=generator).tolist() for _ in range(2))
+    for limit in (0, int(torch.randint(1, 8, (), generator=generator)), 8):
+        yield case("best_within", "bestWithin", [errors, sizes, limit], best_within(errors, sizes, limit))
+    yield case("pareto_front", "paretoFront", [errors, sizes], pareto_front(errors, sizes))
 
 
 def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:

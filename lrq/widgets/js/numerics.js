@@ -53,10 +53,31 @@ export function excess(error, optimum) {
 }
 
 /** Bits de deux facteurs de rang r : r(m + n) nombres de 32 bits ou, à 8 bits et moins, des codes serrés par octets et
- *  une échelle float32 par facteur (nbytes de SVDCompressedLinear et de QuantizedLowRankLayer). */
-export function factorBits(m, n, rank, bits = 32) {
+ *  `scales` échelles float32 : une par facteur ou, une par ligne, m + n (nbytes de SVDCompressedLinear,
+ *  QuantizedLowRankLayer et QuantizedLowRankLinear). */
+export function factorBits(m, n, rank, bits = 32, scales = 2) {
   if (bits > 8) return rank * (m + n) * bits;
-  return 8 * (Math.ceil((m * rank * bits) / 8) + Math.ceil((rank * n * bits) / 8)) + 2 * 32;
+  return 8 * (Math.ceil((m * rank * bits) / 8) + Math.ceil((rank * n * bits) / 8)) + scales * 32;
+}
+
+/** lrq.widgets.rank_bits.best_within : la place de la plus petite erreur parmi les tailles permises ; à égalité, la plus
+ *  légère ; −1 s'il n'y en a pas. */
+export function bestWithin(errors, sizes, limit) {
+  let best = -1;
+  for (let i = 0; i < errors.length; i++) {
+    if (sizes[i] > limit) continue;
+    if (best < 0 || errors[i] < errors[best] || (errors[i] === errors[best] && sizes[i] < sizes[best])) best = i;
+  }
+  return best;
+}
+
+/** lrq.widgets.rank_bits.pareto_front : les places que nulle autre ne bat à la fois en erreur et en taille, de la plus
+ *  légère à la plus lourde ; de deux couples égaux, le premier. */
+export function paretoFront(errors, sizes) {
+  const order = [...errors.keys()].sort((i, j) => sizes[i] - sizes[j] || errors[i] - errors[j]);
+  const front = [];
+  for (const i of order) if (!front.length || errors[i] < errors[front.at(-1)]) front.push(i);
+  return front;
 }
 
 /** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. Au-delà de 1,5 · 2⁵², un
