@@ -20,7 +20,7 @@ from bs4 import BeautifulSoup
 from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
-from lrq.widgets import PhotoExplorer, QuantizerExplorer, RandomizedExplorer, SpectrumExplorer
+from lrq.widgets import PhotoExplorer, QuantizerExplorer, RandomizedExplorer, RankBitsExplorer, SpectrumExplorer
 
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -50,6 +50,7 @@ CONTROLS = 'input, select, button, summary, [role="slider"]'
 RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-control="code"]'
 RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
+MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 STILL = f"{TWO_FRAMES}.then(() => document.getAnimations().forEach(fade => fade.finish()))"  # sans attendre les fondus
 SETTLED = f"async () => {{ await window.MathJax?.startup?.promise; await document.fonts.ready; await {TWO_FRAMES}; }}"
@@ -593,11 +594,72 @@ def test_bits_are_picked_on_the_drawing(opened, page_name):
         assert settings_after(root, {"n_bits": 2})["n_bits"] == 2
 
 
+def cell(root, column, row):
+    """Le milieu d'une case de la carte rang × bits, comptée à partir de 0, de gauche à droite et du bas vers le haut."""
+    cells = root.locator(".lrq-map .lrq-cell")
+    box = cells.nth(7 * column + row).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def put_on_map(root, column, row):
+    """Pose le point sur cette case, par les curseurs."""
+    place = {"listed-rank": column, "n_bits": row}
+    for name, value in place.items():
+        root.locator(f'[data-control="{name}"]').evaluate(SET, value)
+    return settings_after(root, place)
+
+
+def check_map_keys(root):
+    last = int(root.locator('[data-control="listed-rank"]').get_attribute("max"))
+    expected = put_on_map(root, 2, 2)
+    for key, change in [
+        ("ArrowRight", {"listed-rank": 3}),
+        ("ArrowUp", {"n_bits": 3}),
+        ("ArrowLeft", {"listed-rank": 2}),
+        ("ArrowDown", {"n_bits": 2}),
+        ("End", {"listed-rank": last, "n_bits": 6}),
+        ("ArrowRight", {}),
+        ("ArrowUp", {}),
+        ("Home", {"listed-rank": 0, "n_bits": 0}),
+        ("ArrowLeft", {}),
+        ("ArrowDown", {}),
+    ]:
+        root.locator(MAP_POINT).press(key)
+        expected |= change
+        assert settings_after(root, expected) == expected, f"{label(root)} : {key}"
+
+
+def check_map_picking(root):
+    mouse = root.page.mouse
+    put_on_map(root, 0, 0)
+    root.locator(MAP_POINT).scroll_into_view_if_needed()
+    last = int(root.locator('[data-control="listed-rank"]').get_attribute("max"))
+    for column, row in [(3, 5), (last, 0), (last, 6), (0, 3)]:
+        mouse.click(*cell(root, column, row))
+        expected = {"listed-rank": column, "n_bits": row}
+        assert settings_after(root, expected).items() >= expected.items(), f"{label(root)} : {column}, {row}"
+    mouse.move(*cell(root, 0, 3))
+    mouse.down()
+    mouse.move(*cell(root, 4, 1), steps=4)
+    mouse.up()
+    expected = {"listed-rank": 4, "n_bits": 1}
+    assert settings_after(root, expected).items() >= expected.items()
+
+
+@explored
+def test_pairs_are_picked_on_the_map(opened, page_name):
+    """Au clavier, d'un clic sur une case, ou en tirant le point : les curseurs suivent."""
+    page = opened(page_name)
+    for root in explorers(page, MAP_POINT):
+        check_map_keys(root)
+        check_map_picking(root)
+
+
 @explored
 def test_labels_stay_in_the_drawing_and_apart(opened, page_name, rng):
     """Des réglages au hasard, sur un téléphone : aucune étiquette n'en couvre une autre ni ne sort de la figure."""
     page = opened(page_name, "phone")
-    for root in explorers(page, f"{POINT}, {BITS_POINT}"):
+    for root in explorers(page, f"{POINT}, {BITS_POINT}, {MAP_POINT}"):
         for _ in range(20):
             randomize(root, rng)
             assert root.evaluate(OVERLAPS) == [], settings(root)
@@ -892,6 +954,89 @@ def test_any_weights_are_quantized(mounted, rng):
     assert noise == []
 
 
+@pytest.fixture(scope="module")
+def rank_bits():
+    """La carte rang × bits du livre ; ses tables prennent quelques secondes."""
+    return RankBitsExplorer.of_minilm()
+
+
+def test_any_matrix_has_a_map(mounted, rng):
+    """Nulle, constante, d'un seul nombre, d'unité extravagante, sans place dans le budget : toujours un dessin fini."""
+    W = torch.tensor(rng.standard_normal((12, 32)), dtype=torch.float32)
+    wild = {"minuscule": W * 1e-36, "énorme": W * 1e36, "constante": torch.ones(40, 64), "nulle": torch.zeros(9, 32)}
+    page, noise = mounted([RankBitsExplorer(case) for case in (wild, torch.ones(1, 1), torch.ones(1, 9), W[:, :7])])
+    page.set_viewport_size(PHONE)
+    for root in explorers(page):
+        for _ in range(25):
+            randomize(root, rng)
+            assert not re.search(r"NaN|Infinity|undefined|∞", root.evaluate(SHOWN)), label(root)
+            assert root.evaluate(OVERLAPS) == [], root.inner_text()
+            assert page.evaluate(SIDEWAYS) is None
+    assert page.locator('[data-control="matrix"]').count() == 1
+    page.close()
+    assert noise == []
+
+
+def test_the_map_keeps_its_height_and_its_labels_apart(mounted, rank_bits, rng):
+    page, noise = mounted([rank_bits])
+    root = page.locator(".lrq-explorer")
+    for width in (760, 620, 360, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for _ in range(40):
+            randomize(root, rng)
+            heights.add(round(root.bounding_box()["height"]))
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {settings(root)}"
+            assert page.evaluate(SIDEWAYS) is None
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+def test_the_map_is_moved_by_hand(mounted, randn):
+    """Même sans le livre : au clavier, à la souris, et par le bouton qui mène à la meilleure paire."""
+    page, noise = mounted([RankBitsExplorer(randn(48, 64), budget=30)])
+    root = page.locator(".lrq-explorer")
+    check_map_keys(root)
+    check_map_picking(root)
+    button = root.locator('[data-control="best"]')
+    button.click()
+    page.evaluate(TWO_FRAMES)
+    assert "C’est la meilleure paire" in root.locator('[data-readout="point"]').inner_text()
+    assert button.is_disabled()
+    root.locator(BUDGET).evaluate(SET, 1)
+    page.evaluate(TWO_FRAMES)
+    assert root.locator('[data-readout="verdict"]').inner_text().startswith("Aucune paire ne tient")
+    assert button.is_disabled()
+    page.close()
+    assert noise == []
+
+
+def test_the_map_and_python_choose_alike(mounted, rank_bits, rng):
+    """À des réglages au hasard, le code montré annonce le point et la façon que Python choisit, et il dit vrai."""
+    page, noise = mounted([rank_bits])
+    root, ran = page.locator(".lrq-explorer"), 0
+    page.evaluate(UNFOLD)
+    for turn in range(40):
+        randomize(root, rng)
+        rank_bits.matrix = root.locator('[data-control="matrix"]').input_value()
+        place = settings(root)
+        rank_bits.rank = rank_bits.table.ranks[place["listed-rank"]]
+        rank_bits.n_bits, rank_bits.budget = place["n_bits"] + 2, place["budget"]
+        best = rank_bits.orders[rank_bits.winner]
+        expected = [rank_bits.point, *([best] if best is not rank_bits.point else [])]
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        said = [f"{100 * candidate.error:.2f} %, {candidate.nbytes} octets" for candidate in expected]
+        assert promised(snippet) == said, rank_bits
+        if turn % 8 == 0:
+            ran += 1
+            assert all(map(agree, said, printed(snippet))), snippet
+    assert ran
+    page.close()
+    assert noise == []
+
+
 def test_a_quantizer_without_groups_goes_back_to_rows(mounted, randn):
     """Choisir une matrice dont les lignes ne font pas de groupes entiers : le menu les refuse, la figure le suit."""
     page, noise = mounted(
@@ -1026,6 +1171,18 @@ def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
         x, width, y = middle(root.locator(".lrq-map"))
         swipe(x + 0.5 * width, y, 60, 0)
         assert settings_after(root, {"n_bits": 6})["n_bits"] > 4, label(root)
+    for root in explorers(page, MAP_POINT):
+        root.locator(BUDGET).evaluate(SET, 10)
+        put_on_map(root, 1, 1)
+        before = settings_after(root, {"budget": 10})
+        for target in [*root.locator(".lrq-plot").all(), *root.locator(RANGE).all()]:
+            x, width, y = middle(target)
+            swipe(x + 0.8 * width, y, 3, -150)
+            assert settings(root) == before, label(root, target)
+        x, width, y = middle(root.locator(".lrq-map"))
+        swipe(x + 0.5 * width, y, 60, 0)
+        page.evaluate(TWO_FRAMES)
+        assert settings(root)["listed-rank"] > 3, label(root)
 
 
 def test_states_are_light(book):

@@ -20,11 +20,13 @@ from lrq.widgets import (
     PhotoExplorer,
     QuantizerExplorer,
     RandomizedExplorer,
+    RankBitsExplorer,
     SpectrumExplorer,
     minilm_choices,
     photo,
     quantizer,
     randomized,
+    rank_bits,
     shrink,
     spectrum,
 )
@@ -138,7 +140,7 @@ def test_python_is_told_of_every_change(matrix):
 # --- les matrices refusées, les matrices trop grandes -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer, QuantizerExplorer])
+@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer, QuantizerExplorer, RankBitsExplorer])
 @pytest.mark.parametrize(
     ("W", "error", "words"),
     [
@@ -173,6 +175,8 @@ def test_a_bad_collection_is_refused(matrices):
         SpectrumExplorer(matrices)
     with pytest.raises(ValueError, match="matrices"):
         QuantizerExplorer(matrices)
+    with pytest.raises(ValueError, match="matrices"):
+        RankBitsExplorer(matrices)
 
 
 def test_colour_images_are_told_how_to_become_grey():
@@ -654,6 +658,259 @@ def test_the_largest_words_weights_are_on_one_side(quantized):
     assert quantized.bits_per_weight < 4.02
     tokenizer = models.load_minilm().tokenizer
     assert tokenizer.convert_ids_to_tokens([1996, 1997, 1998]) == ["the", "of", "and"]
+
+
+# --- rang et bits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mapped():
+    """La figure du livre ; ses tables se calculent une fois."""
+    return RankBitsExplorer.of_minilm()
+
+
+def small_map(randn, shape=(24, 64)):
+    return RankBitsExplorer(randn(*shape), budget=30)
+
+
+def made(W, order, candidate):
+    """La couche que décrit un candidat, faite par lrq."""
+    linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False)
+    linear.weight.data = W
+    rank, bits, shared = candidate.rank, candidate.n_bits, {"granularity": candidate.granularity}
+    if order == "low_rank":
+        return lrq.QuantizedLowRankLinear.from_linear(linear, rank, bits, **shared, rotate=True)
+    if order == "alone":
+        return lrq.QuantizedLinear.from_linear(linear, bits, **shared)
+    return lrq.QuantizedResidualLinear.from_linear(linear, rank, bits, **shared)
+
+
+def agrees(W, table, order, place):
+    """Ce que dit la table d'un candidat est ce que fait la couche."""
+    candidate = table.candidates[order][int(place)]
+    layer = made(W, order, candidate)
+    assert layer.nbytes() == candidate.nbytes, candidate
+    assert layer.reconstruction_error(W) == pytest.approx(candidate.error, rel=1e-5, abs=1e-7), candidate
+
+
+def test_the_map_says_what_the_layers_do(mapped, rng):
+    """Sur les vraies matrices, des candidats au hasard de chaque façon."""
+    for name in rank_bits.PROMPTS:
+        mapped.matrix = name
+        record = next(choice for choice in mapped._choices if choice["name"] == name)
+        exec(record["code"], names := {})
+        for order, candidates in mapped.table.candidates.items():
+            for place in rng.choice(len(candidates), 4, replace=False):
+                agrees(names["W"], mapped.table, order, place)
+
+
+def test_small_maps_say_what_the_layers_do(randn, rng):
+    """Tous les rangs, tous les bits, des dimensions qui ne tombent pas juste."""
+    for _ in range(12):
+        m, n = (int(x) for x in rng.integers(1, 20, 2))
+        W = randn(m, n * int(rng.choice([1, 32])))
+        table = RankBitsExplorer(W).table
+        for order, candidates in table.candidates.items():
+            for place in rng.integers(len(candidates), size=8):
+                agrees(W, table, order, place)
+
+
+def test_the_grid_goes_from_one_to_the_largest_rank():
+    assert rank_bits.grid(384) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384]
+    assert rank_bits.grid(384, coarse=True) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 384]
+    for p in range(1, 300):
+        ranks = rank_bits.grid(p)
+        assert (ranks[0], ranks[-1]) == (1, p)
+        assert ranks == sorted(set(ranks))
+        assert len(ranks) == 1 or p >= 1.2 * ranks[-2]
+
+
+def test_a_large_matrix_has_a_coarser_map(randn, monkeypatch):
+    monkeypatch.setattr(rank_bits, "LARGE", 63 * 64)
+    coarse, fine = (RankBitsExplorer(randn(m, 64)).table for m in (64, 63))
+    assert coarse.ranks == [1, 2, 4, 8, 16, 32, 64]
+    assert coarse.granularities == [lrq.PerChannel(0), lrq.PerGroup(64)]
+    assert len(fine.ranks) > len(coarse.ranks)
+    assert fine.granularities == [lrq.PerChannel(0), lrq.PerGroup(32), lrq.PerGroup(64)]
+
+
+def test_the_best_within_a_budget(rng):
+    for _ in range(50):
+        errors, sizes = rng.integers(1, 9, (2, 20)).tolist()
+        limit = int(rng.integers(0, 9))
+        place = rank_bits.best_within(errors, sizes, limit)
+        allowed = [(error, size) for error, size in zip(errors, sizes, strict=True) if size <= limit]
+        assert ((errors[place], sizes[place]) if place >= 0 else None) == min(allowed, default=None)
+
+
+def test_nothing_beats_the_front(rng):
+    for _ in range(50):
+        errors, sizes = rng.integers(1, 9, (2, 20)).tolist()
+        pairs = list(zip(errors, sizes, strict=True))
+        front = [pairs[i] for i in rank_bits.pareto_front(errors, sizes)]
+        unbeaten = {p for p in pairs if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in pairs)}
+        assert len(front) == len(set(front))
+        assert set(front) == unbeaten
+        assert [size for _, size in front] == sorted(size for _, size in front)
+
+
+def test_the_best_pair_is_on_the_front_and_in_the_budget(randn, rng):
+    explorer = small_map(randn)
+    for budget in rng.choice(list(rank_bits.BUDGETS), 8, replace=False).tolist():
+        explorer.budget = budget
+        assert explorer.limit == pytest.approx(24 * 64 * 4 * budget / 100)
+        if explorer.best is None:
+            assert min(pair.nbytes for pair in explorer.front) > explorer.limit
+        else:
+            assert explorer.best in explorer.front
+            assert explorer.best.nbytes <= explorer.limit
+        found = {order: best.error for order, best in explorer.orders.items() if best}
+        assert (explorer.winner is None) == (not found)
+        assert all(found[explorer.winner] <= error for error in found.values())
+
+
+def test_a_tiny_budget_holds_nothing(randn):
+    explorer = RankBitsExplorer(randn(8, 8), budget=1)
+    assert (explorer.best, explorer.winner) == (None, None)
+    assert "meilleure paire dans 1 % de W : aucune" in repr(explorer)
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("rank", [0, 5, 25, -1, 2.5, "8", None, True, float("nan")]),
+        ("n_bits", [1, 9, 0, 4.5, "4", None, True]),
+        ("budget", [0, 41, -1, 12.5, "14", None, True]),
+        ("matrix", ["ailleurs", "", 3, ["W"]]),
+    ],
+)
+def test_impossible_pairs_are_refused_and_change_nothing(randn, trait, values):
+    explorer = small_map(randn)
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        if (trait, value) != ("rank", None):  # sans rang : le quart du plus grand
+            with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+                RankBitsExplorer(torch.ones(24, 64), **{trait: value})
+
+
+def test_another_matrix_takes_the_closest_rank(randn):
+    explorer = RankBitsExplorer({"grande": randn(64, 48), "petite": randn(7, 9)}, rank=32)
+    explorer.matrix = "petite"
+    assert explorer.rank == 7
+    explorer.set_state({"rank": 48, "matrix": "grande", "budget": 3})  # l'ordre n'importe pas
+    assert (explorer.matrix, explorer.rank, explorer.budget) == ("grande", 48, 3)
+    with pytest.raises(traitlets.TraitError, match="rank"):
+        explorer.set_state({"budget": 4, "rank": 33})
+    assert (explorer.rank, explorer.budget) == (48, 3)
+
+
+def test_the_page_gets_the_errors_in_the_order_of_the_table(randn):
+    explorer = RankBitsExplorer({"a": randn(6, 32), "b": Choice(randn(5, 5), code="W = 0")})
+    values = np.frombuffer(explorer._values, "<f4")
+    expected = [
+        candidate.error
+        for table in explorer._tables.values()
+        for order in rank_bits.ORDERS
+        for candidate in table.candidates[order]
+    ]
+    assert values.tolist() == expected
+    first, second = explorer._choices
+    assert (first["groups"], second["groups"]) == ([0, 32], [0])
+    assert (first["code"], second["code"]) == ("# W : votre matrice, en tenseur float32", "W = 0")
+
+
+@pytest.mark.parametrize("W", [torch.zeros(3, 4), torch.full((4, 3), 0.5), torch.ones(1, 1), torch.ones(1, 7)])
+def test_degenerate_matrices_have_a_map(W):
+    errors = [candidate.error for all_ in RankBitsExplorer(W).table.candidates.values() for candidate in all_]
+    assert np.isfinite(errors).all()
+    assert W.any() or max(errors) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_every_real_dtype_has_a_map(randn, dtype):
+    W = (10 * randn(9, 6)).to(dtype)
+    assert repr(RankBitsExplorer(W)) == repr(RankBitsExplorer(W.float())) == repr(RankBitsExplorer(W.float().numpy()))
+
+
+def test_the_state_of_the_map_is_light_and_its_matrices_few(mapped, monkeypatch):
+    assert state_size(mapped) <= STATE_LIMIT
+    table = mapped._tables["query, bloc 1"]
+    monkeypatch.setattr(rank_bits, "Table", lambda W: table)
+    many = {f"matrice {i}": torch.ones(1, 1) for i in range(rank_bits.MAX_MATRICES)}
+    assert state_size(RankBitsExplorer(many)) <= STATE_LIMIT
+    with pytest.raises(ValueError, match="matrices : reçu 25 matrices, attendu au plus 24"):
+        RankBitsExplorer(many | {"une de trop": torch.ones(1, 1)})
+
+
+def test_rank_bits_repr_is_stable_and_tells_the_state(mapped):
+    mapped.matrix, mapped.rank, mapped.n_bits, mapped.budget = "query, bloc 1", 96, 8, 14
+    assert repr(mapped) == (
+        "RankBitsExplorer « query, bloc 1 », 384 × 384 : rang 96, 8 bits, erreur 46,3 %, 76\u202f800 octets ; "
+        "meilleure paire dans 14 % de W : (192, 4), erreur 25,3 %"
+    )
+
+
+def winners(mapped, name):
+    """La façon la plus fidèle et toutes les erreurs, à chaque budget."""
+    mapped.matrix, found = name, {}
+    for budget in rank_bits.BUDGETS:
+        mapped.budget = budget
+        found[budget] = mapped.winner, {order: best.error for order, best in mapped.orders.items() if best}
+    return found
+
+
+def test_fewer_bits_and_a_higher_rank_weigh_the_same_and_lose_less(mapped):
+    pairs = {(pair.rank, pair.n_bits): pair for pair in mapped._tables["query, bloc 1"].candidates["low_rank"]}
+    assert pairs[96, 8].nbytes == pairs[192, 4].nbytes
+    assert pairs[192, 4].error < 0.6 * pairs[96, 8].error
+
+
+def test_a_low_rank_only_wins_on_query_by_losing_a_third_of_it(mapped):
+    won = [errors["low_rank"] for winner, errors in winners(mapped, "query, bloc 1").values() if winner == "low_rank"]
+    assert min(won) > 1 / 3
+    found = winners(mapped, "query, bloc 1")
+    assert [budget for budget, (winner, _) in found.items() if winner == "low_rank"] == [1, 2, 3, 7, 8, 9]
+    assert [budget for budget, (_, errors) in found.items() if len(errors) == 1] == [1, 2, 3]
+
+
+def test_a_low_rank_never_wins_on_dense_2_once_something_else_fits(mapped):
+    found = winners(mapped, "dense 2, bloc 1")
+    assert [budget for budget, (winner, _) in found.items() if winner == "low_rank"] == [1, 2, 3]
+    assert [budget for budget, (_, errors) in found.items() if len(errors) == 1] == [1, 2, 3]
+    gaps = {
+        budget: errors["low_rank"] / min(error for order, error in errors.items() if order != "low_rank")
+        for budget, (_, errors) in found.items()
+        if len(errors) > 1
+    }
+    assert min(gaps, key=gaps.get) == 9
+    assert 1 < gaps[9] < 1.01
+
+
+def test_a_low_rank_wins_on_positions_up_to_a_fifth(mapped):
+    found = winners(mapped, "vecteurs de position")
+    assert [budget for budget, (winner, _) in found.items() if winner == "low_rank"] == list(range(1, 20))
+    assert found[2][1].keys() == {"low_rank"}
+    assert found[2][1]["low_rank"] < 0.16
+    assert found[19][1]["low_rank"] < 0.05
+
+
+def test_noise_loses_more_than_query_at_the_same_pair(mapped):
+    pairs = {}
+    for name in ("query, bloc 1", "hasard gaussien"):
+        mapped.matrix, mapped.budget = name, 14
+        pairs[name] = mapped.best
+        assert (mapped.best.rank, mapped.best.n_bits) == (192, 4)
+    assert pairs["hasard gaussien"].error > 1.4 * pairs["query, bloc 1"].error
+    won = [budget for budget, (winner, _) in winners(mapped, "hasard gaussien").items() if winner == "low_rank"]
+    assert won == [1, 2, 3]
+
+
+@pytest.mark.parametrize("prompt", rank_bits.PROMPTS.values())
+def test_lines_of_the_map_break_where_they_may(prompt):
+    assert not re.search(r" [:;?=]|= ", rank_bits.UNBROKEN.sub("\u00a0", prompt))
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ RESIDUAL_BITS = 8  # de ses facteurs
 GROUPS = (32, 64)
 BUDGETS = range(1, 41)  # en centièmes de W en float32
 ORDERS = ("low_rank", "alone", "residual")
+MAX_MATRICES = 24
 LARGE = 600_000  # nombres : au-delà, deux fois moins de rangs, et deux façons de partager une échelle
 
 PROMPTS = {
@@ -172,7 +173,7 @@ class RankBitsExplorer(anywidget.AnyWidget):
     Raises
     ------
     TypeError, ValueError
-        Une matrice n'est pas à deux dimensions, est vide, non finie ou hors de float32, ou il n'y en a aucune.
+        Une matrice n'est pas à deux dimensions, est vide, non finie ou hors de float32 ; aucune matrice, ou plus de 24.
     TraitError
         Un réglage impossible.
 
@@ -202,6 +203,8 @@ class RankBitsExplorer(anywidget.AnyWidget):
         budget: int = 14,
     ):
         choices = named(matrices)
+        if len(choices) > MAX_MATRICES:
+            raise ValueError(f"matrices : reçu {len(choices)} matrices, attendu au plus {MAX_MATRICES}.")
         first = check_name(next(iter(choices)) if matrix is None else matrix, choices)
         weights = {name: extract(choice.W, choice.W.shape, name) for name, choice in choices.items()}
         self._tables = {name: Table(W) for name, W in weights.items()}

@@ -47,6 +47,8 @@ const pair = ({ rank, bits }) => `r\u00a0=\u00a0${fr(rank)}, ${plural(bits, "bit
 /** Une erreur, à trois chiffres environ. */
 const inPercent = (share) =>
   share > 0 && share < 5e-5 ? "moins de 0,01\u00a0%" : `${fr(100 * share, share < 0.1 ? 2 : 1)}\u00a0%`;
+/** Le rang d'équilibre : entier, sauf s'il est petit. */
+const breakEven = (rank) => fr(rank, rank < 20 ? 1 : 0, 0);
 /** Combien de fois plus. */
 const times = (ratio) => `${fr(ratio, ratio < 10 ? 2 : 0, 0)}\u00a0fois`;
 /** Une taille ronde. */
@@ -457,7 +459,7 @@ function build(root, model) {
       [`budget\u00a0: ${octets(limit)}`],
       !end ? [] : reaches ? [...above(end[0], 34), ...edges(34)] : [[right - 4, end[1] - 8, "end"], ...edges(34)],
     );
-    place(labels.even, [`r*\u00a0=\u00a0${fr(even)}`], [
+    place(labels.even, [`r*\u00a0=\u00a0${breakEven(even)}`], [
       ...above(evenX, 34),
       [right, 34, "end"],
       ...above(evenX, 52),
@@ -618,7 +620,7 @@ function build(root, model) {
     prompt.textContent = matrixShown.prompt;
     prompt.hidden = !matrixShown.prompt;
     note.textContent =
-      `Tirets, r*\u00a0= ${fr(breakEvenRank(m, n), 0)}\u00a0: à droite, à bits égaux, les facteurs pèsent plus que W. Traits fins\u00a0: ` +
+      `Tirets, r*\u00a0= ${breakEven(breakEvenRank(m, n))}\u00a0: à droite, à bits égaux, les facteurs pèsent plus que W. Traits fins\u00a0: ` +
       "mêmes octets, codes et échelles comptés. Facteurs tournés, une échelle par ligne\u00a0; W, une par ligne ou par " +
       `groupe\u00a0; résidu sur ${RESIDUAL_BITS}\u00a0bits.`;
     set(plot, { "aria-label": `Carte de l’erreur selon le rang et les bits. ${sentence.textContent}` });
