@@ -595,7 +595,7 @@ def test_bits_are_picked_on_the_drawing(opened, page_name):
 
 
 def cell(root, column, row):
-    """Le milieu d'une case de la carte rang × bits, comptée à partir de 0, de gauche à droite et du bas vers le haut."""
+    """Le milieu d'une case de la carte rang × bits, comptée depuis 0, de gauche à droite et du bas vers le haut."""
     cells = root.locator(".lrq-map .lrq-cell")
     box = cells.nth(7 * column + row).bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -92,9 +92,9 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     for bits in range(1, 9):
         layer = QuantizedLowRankLayer.from_linear(linear(W), rank, bits)
         cases.append(case("QuantizedLowRankLayer.nbytes", "factorBits", [m, n, rank, bits], 8 * layer.nbytes()))
-        rows = QuantizedLowRankLinear.from_linear(linear(W), rank, bits, granularity=PerChannel(0))
+        by_row = QuantizedLowRankLinear.from_linear(linear(W), rank, bits, granularity=PerChannel(0))
         sizes = [m, n, rank, bits, m + n]
-        cases.append(case("QuantizedLowRankLinear.nbytes", "factorBits", sizes, 8 * rows.nbytes()))
+        cases.append(case("QuantizedLowRankLinear.nbytes", "factorBits", sizes, 8 * by_row.nbytes()))
     cases += choice_cases(generator)
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):

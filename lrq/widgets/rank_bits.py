@@ -69,7 +69,7 @@ class Candidate:
 
 
 class Table:
-    """Tout ce que la figure sait d'une matrice (m, n) : l'erreur et le poids de chaque réglage, dans l'ordre de la page.
+    """Tout ce que la figure sait d'une matrice (m, n) : erreur et poids de chaque réglage, dans l'ordre de la page.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Table:
         self.candidates = {"low_rank": self._low_rank(W)} | self._quantized(W)
 
     def _error(self, W: Tensor, approximation: Tensor) -> float:
-        """‖W − Ŵ‖/‖W‖ (Frobenius), arrondie au float32 que la page reçoit ; nulle pour une matrice nulle bien rendue."""
+        """‖W − Ŵ‖/‖W‖ (Frobenius), arrondie au float32 que la page reçoit ; 0 pour une matrice nulle bien rendue."""
         error = (W - approximation).norm(dtype=torch.float64)
         return float((error / self.norm).float()) if error > 0 else 0.0
 
@@ -179,9 +179,9 @@ class RankBitsExplorer(anywidget.AnyWidget):
 
     Notes
     -----
-    Toutes les erreurs sont calculées à la construction : une SVD de W, et une par quantification, de ce qu'elle a perdu.
-    Pour une matrice 384 × 1536, trois secondes ; au-delà de 600 000 nombres, la carte a deux fois moins de rangs, et une
-    matrice 1024 × 1024 en demande une dizaine.
+    Toutes les erreurs sont calculées à la construction : une SVD de W, et une par quantification, de ce qui s'y perd.
+    Pour une matrice 384 × 1536, trois secondes ; au-delà de 600 000 nombres, la carte a deux fois moins de rangs, et
+    une matrice 1024 × 1024 en demande une dizaine.
     """
 
     _esm = esm("rank_bits.js")
@@ -206,7 +206,9 @@ class RankBitsExplorer(anywidget.AnyWidget):
         if len(choices) > MAX_MATRICES:
             raise ValueError(f"matrices : reçu {len(choices)} matrices, attendu au plus {MAX_MATRICES}.")
         first = check_name(next(iter(choices)) if matrix is None else matrix, choices)
-        weights = {name: extract(choice.W, choice.W.shape, name) for name, choice in choices.items()}
+        weights = {
+            name: extract(choice.W, (choice.W.shape[0], choice.W.shape[1]), name) for name, choice in choices.items()
+        }
         self._tables = {name: Table(W) for name, W in weights.items()}
         if rank is None:
             rank = closest(self._tables[first].ranks, self._tables[first].ranks[-1] / 4)
