@@ -69,7 +69,7 @@ class Candidate:
 
 
 class Table:
-    """Tout ce que la figure sait d'une matrice (m, n) : erreur et poids de chaque réglage, dans l'ordre de la page.
+    """Tout ce que la figure sait d'une matrice (m, n) : l'erreur et le poids de chaque réglage.
 
     Parameters
     ----------
@@ -179,9 +179,9 @@ class RankBitsExplorer(anywidget.AnyWidget):
 
     Notes
     -----
-    Toutes les erreurs sont calculées à la construction : une SVD de W, et une par quantification, de ce qui s'y perd.
-    Pour une matrice 384 × 1536, trois secondes ; au-delà de 600 000 nombres, la carte a deux fois moins de rangs, et
-    une matrice 1024 × 1024 en demande une dizaine.
+    Toutes les erreurs sont calculées à la construction : une SVD de W et, par quantification, une de ce qu'elle a
+    perdu. Une matrice 384 × 1536 demande trois secondes ; au-delà de 600 000 nombres, la carte a deux fois moins de
+    rangs, et une matrice 1024 × 1024 demande une dizaine de secondes.
     """
 
     _esm = esm("rank_bits.js")

@@ -69,9 +69,7 @@ const sharingCode = (group) => (group ? `lrq.PerGroup(${group})` : "lrq.PerChann
 function analyse(choice, values) {
   const { rows: m, columns: n, ranks, residualRanks, groups } = choice;
   const all = {
-    low_rank: ranks.flatMap((rank) =>
-      BITS.map((bits) => ({ rank, bits, size: factorBits(m, n, rank, bits, m + n) })),
-    ),
+    low_rank: ranks.flatMap((rank) => BITS.map((bits) => ({ rank, bits, size: factorBits(m, n, rank, bits, m + n) }))),
     alone: [],
     residual: [],
   };
@@ -95,7 +93,10 @@ function analyse(choice, values) {
     /** Le plus fidèle de chaque façon dans ce budget, s'il y en a un. */
     within: (limit) =>
       Object.fromEntries(
-        Object.entries(all).map(([order, candidates]) => [order, candidates[bestWithin(...columns(candidates), limit)]]),
+        Object.entries(all).map(([order, candidates]) => [
+          order,
+          candidates[bestWithin(...columns(candidates), limit)],
+        ]),
       ),
   };
 }
@@ -161,15 +162,16 @@ function comparison(point, best, limit) {
   if (point === best) return [...parts, ". C’est la meilleure paire du budget."];
   const heavy = point.size > limit;
   if (!best) return [...parts, ", hors budget."];
-  const ratio = point.error / best.error;
-  const error = !Number.isFinite(ratio)
-    ? "celle de la meilleure paire est nulle"
-    : ratio > 1.005
-      ? `${times(ratio)} celle de la meilleure paire`
-      : ratio > 0.995
-        ? "la même que celle de la meilleure paire"
-        : `${times(1 / ratio)} moins que la meilleure paire`;
-  return [...parts, heavy ? `, hors budget\u00a0; ${error}.` : `\u00a0; ${error}.`];
+  const ratio = point.error === best.error ? 1 : point.error / best.error;
+  const error =
+    ratio === Infinity
+      ? "davantage que la meilleure paire, qui n’en fait aucune"
+      : ratio > 1.005
+        ? `${times(ratio)} celle de la meilleure paire`
+        : ratio < 0.995
+          ? `${times(1 / ratio)} moins que la meilleure paire`
+          : "autant que la meilleure paire";
+  return [...parts, heavy ? `, hors budget\u00a0; ${error}.` : `, soit ${error}.`];
 }
 
 /** Le code qui retrouve ces nombres : ceux du point et, s'il y en a une, ceux de la façon la plus fidèle. */
@@ -200,7 +202,13 @@ function snippet({ code }, point, best, winner) {
     alone: () => `lrq.QuantizedLinear.from_linear(linear, ${bits}, ${shared})`,
     residual: () => `lrq.QuantizedResidualLinear.from_linear(linear, ${rank}, ${bits}, ${shared})`,
   };
-  return [...lines, "", "# la plus fidèle des trois façons, dans le budget", `best = ${made[winner]()}`, says("best", best[winner])];
+  return [
+    ...lines,
+    "",
+    "# la plus fidèle des trois façons, dans le budget",
+    `best = ${made[winner]()}`,
+    says("best", best[winner]),
+  ];
 }
 
 function build(root, model) {
@@ -230,12 +238,12 @@ function build(root, model) {
   const shape = element("span", { class: "lrq-value", "data-readout": "shape" });
   const head = element(
     "div",
-    { class: "lrq-head" },
+    { class: "lrq-head lrq-stacked" },
     ...(choices.length > 1 ? matrix.node.childNodes : [element("strong", {}, choices[0].name)]),
     shape,
   );
-  const prompt = element("p", { class: "lrq-prompt lrq-long" });
-  const sentence = element("p", { class: "lrq-verdict lrq-long", "data-readout": "verdict" });
+  const prompt = element("p", { class: "lrq-prompt lrq-long lrq-roomy" });
+  const sentence = element("p", { class: "lrq-verdict lrq-long lrq-roomy", "data-readout": "verdict" });
   const budgetSlider = slider("budget", "Budget", 5, (budget) => keep({ budget }));
   const rankSlider = slider("listed-rank", "Rang r", 2, (place) => keep({ rank: current().ranks[place] }));
   const bitsSlider = listSlider("n_bits", "Bits b", BITS, (n_bits) => keep({ n_bits }));
@@ -262,7 +270,13 @@ function build(root, model) {
     element("circle", { class: "lrq-ring", r: 13 }),
     element("circle", { class: "lrq-dot", r: 5 }),
   );
-  const labels = { budget: text("budget"), even: text("theory"), best: text("budget"), here: text("rank"), front: text("") };
+  const labels = {
+    budget: text("budget"),
+    even: text("theory"),
+    best: text("budget"),
+    here: text("rank"),
+    front: text(""),
+  };
   const handle = element(
     "g",
     {
@@ -357,7 +371,13 @@ function build(root, model) {
     const x = logarithmic([borders[0], borders.at(-1)], [left, right]);
     const y = (bits) => bottom - high * (bits - BITS[0] + 0.5);
     const invert = (px, py) => ({
-      rank: ranks[clamp(borders.findLastIndex((border) => x(border) <= px), 0, ranks.length - 1)],
+      rank: ranks[
+        clamp(
+          borders.findLastIndex((border) => x(border) <= px),
+          0,
+          ranks.length - 1,
+        )
+      ],
       n_bits: clamp(BITS[0] + Math.floor((bottom - py) / high), BITS[0], BITS.at(-1)),
     });
     return { left, right, top, bottom, high, borders, x, y, invert };
@@ -399,14 +419,12 @@ function build(root, model) {
     );
     set(border, { x: left, y: top, width: right - left, height: bottom - top });
     let last = right + 20; // de droite à gauche : le plus grand rang est toujours nommé
-    const named = matrix.ranks
-      .toReversed()
-      .filter((rank) => {
-        const half = (fr(rank).length * 7.4) / 2;
-        const free = x(rank) + half < last - 5;
-        if (free) last = x(rank) - half;
-        return free;
-      });
+    const named = matrix.ranks.toReversed().filter((rank) => {
+      const half = (fr(rank).length * 7.4) / 2;
+      const free = x(rank) + half < last - 5;
+      if (free) last = x(rank) - half;
+      return free;
+    });
     axes.replaceChildren(
       title({ x: 0, y: 14, class: "lrq-title bits" }, "bits b"),
       title({ x: right, y: HEIGHT - 6, "text-anchor": "end", class: "lrq-title rank" }, "rang r (log)"),
@@ -425,8 +443,13 @@ function build(root, model) {
     set(lines.budget, { d: path(budget) });
     set(lines.under, { d: path(budget) });
     set(lines.even, { d: path(vertical) });
-    dots.replaceChildren(...front.map(([cx, cy]) => element("circle", { class: "lrq-dot", r: 3.6, cx: cx.toFixed(1), cy: cy.toFixed(1) })));
-    set(best, { transform: target && `translate(${x(target.rank).toFixed(1)} ${y(target.bits).toFixed(1)})`, visibility: target ? null : "hidden" });
+    dots.replaceChildren(
+      ...front.map(([cx, cy]) => element("circle", { class: "lrq-dot", r: 3.6, cx: cx.toFixed(1), cy: cy.toFixed(1) })),
+    );
+    set(best, {
+      transform: target && `translate(${x(target.rank).toFixed(1)} ${y(target.bits).toFixed(1)})`,
+      visibility: target ? null : "hidden",
+    });
     set(handle, { transform: `translate(${x(point.rank).toFixed(1)} ${y(point.bits).toFixed(1)})` });
 
     // Les étiquettes : celles des lignes au-dessus de la carte, celles des points auprès d'eux.
@@ -459,12 +482,11 @@ function build(root, model) {
       [`budget\u00a0: ${octets(limit)}`],
       !end ? [] : reaches ? [...above(end[0], 34), ...edges(34)] : [[right - 4, end[1] - 8, "end"], ...edges(34)],
     );
-    place(labels.even, [`r*\u00a0=\u00a0${breakEven(even)}`], [
-      ...above(evenX, 34),
-      [right, 34, "end"],
-      ...above(evenX, 52),
-      [right, 52, "end"],
-    ]);
+    place(
+      labels.even,
+      [`r*\u00a0=\u00a0${breakEven(even)}`],
+      [...above(evenX, 34), [right, 34, "end"], ...above(evenX, 52), [right, 52, "end"]],
+    );
     const beside = (rank, bits, gap) => {
       const [px, py] = [x(rank), y(bits)];
       return [
@@ -487,11 +509,7 @@ function build(root, model) {
       target ? told_("meilleure", target.error) : [],
       target ? beside(target.rank, target.bits, 18) : [],
     );
-    place(
-      labels.here,
-      point === target ? [] : told_("votre point", point.error),
-      beside(point.rank, point.bits, 15),
-    );
+    place(labels.here, point === target ? [] : told_("votre point", point.error), beside(point.rank, point.bits, 15));
     place(
       labels.front,
       ["points\u00a0: front de Pareto", "front de Pareto"],
@@ -553,7 +571,9 @@ function build(root, model) {
       const [best, chosen] = [found[order], order === winner];
       nodes.push(element("text", { class: "lrq-label", x: 0, y: y + 8 }, name));
       if (chosen)
-        nodes.push(element("text", { class: "lrq-label budget", x: width, y: y + 8, "text-anchor": "end" }, "la plus fidèle"));
+        nodes.push(
+          element("text", { class: "lrq-label budget", x: width, y: y + 8, "text-anchor": "end" }, "la plus fidèle"),
+        );
       if (!best) {
         const lightest = octets(matrix.lightest[order]);
         nodes.push(tick({ x: 0, y: y + 34 }, `hors budget\u00a0: ${lightest} au moins`));
@@ -612,7 +632,7 @@ function build(root, model) {
     write(told, comparison(point, target, limit));
     const said = `${sentence.textContent} ${told.textContent}`;
     matrix.update(matrixShown.name);
-    budgetSlider.update(budget, ...BUDGETS, `${fr(budget)}\u00a0% de W en float32, ${octets(limit)}`);
+    budgetSlider.update(budget, ...BUDGETS, `${fr(budget)}\u00a0% de W, ${octets(limit)}`);
     rankSlider.update(ranks.indexOf(rank), 0, ranks.length - 1, fr(rank));
     bitsSlider.update(bits, fr(bits));
     jump.disabled = !target || target === point;
