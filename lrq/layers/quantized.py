@@ -250,7 +250,8 @@ class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
     def forward_quantized(self, x: Tensor) -> Tensor:
         """Déquantifie les facteurs, puis multiplie : les bits économisent la mémoire, pas les calculs."""
         check_input(x, self.in_features)
-        U, V = self._packed("U").dequantize().to(x.dtype), self._packed("V").dequantize().to(x.dtype)
+        U = self._packed("U").dequantize().to(x.dtype)  # (m, r)
+        V = self._packed("V").dequantize().to(x.dtype)  # (r, n)
         h = F.linear(x, V)  # (..., n) @ (n, r) -> (..., r)
         return F.linear(h, U, self.bias)  # (..., r) @ (r, m) -> (..., m)
 
