@@ -25,7 +25,7 @@ import { bestWithin, breakEvenRank, factorBits, paretoFront, storedBits } from "
 
 const HEIGHT = 344;
 const MAP = { left: 24, right: 4, top: 62, bottom: 46 };
-const SIDE_BY_SIDE = 620; // largeur à partir de laquelle la carte et les trois façons tiennent côte à côte
+const SIDE_BY_SIDE = 680; // largeur à partir de laquelle la carte et les trois façons tiennent côte à côte
 const ROWS = { top: 76, step: 88 }; // des trois façons
 const [BITS, ALONE_BITS] = [
   [2, 3, 4, 5, 6, 7, 8],
@@ -498,6 +498,8 @@ function build(root, model) {
         [px - gap, py - 14, "end"],
         [px + gap, py + 24, "start"],
         [px - gap, py + 24, "end"],
+        [px - gap, py + 40, "end"],
+        [px + gap, py + 40, "start"],
       ];
     };
     const inside = { ...around.bounds, left: left + 2, right: right - 2, top: top - 4 };
@@ -624,7 +626,7 @@ function build(root, model) {
       .filter((order) => found[order])
       .reduce((least, order) => (least && found[least].error <= found[order].error ? least : order), null);
 
-    const left = width >= SIDE_BY_SIDE ? Math.round(0.6 * width) : width;
+    const left = width >= SIDE_BY_SIDE ? Math.round(0.57 * width) : width;
     drawMap(left, matrixShown, point, limit);
     drawOrders(width >= SIDE_BY_SIDE ? width - left - 20 : width, matrixShown, found, winner);
 
