@@ -1,11 +1,14 @@
 """Rang faible et quantification sur MiniLM entier : les trois ordres, à octets égaux, de 2,5 à 6 bits par poids.
 
 ``python -m benchmarks.orders_study`` écrit ``lrq/data/orders.json``, que montre la section 11.4 ; il faut une heure.
+Des noms de façons, en arguments, ne refont que celles-là.
 Chaque façon essaie plusieurs réglages sous le même budget ; les phrases de calibration choisissent le meilleur,
 celles de test le jugent.
 """
 
+import argparse
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +33,7 @@ GRANULARITIES: dict[str, Granularity] = {
     "groupes de 64": lrq.PerGroup(64),
     "groupes de 32": lrq.PerGroup(32),
 }
-FACTOR_BITS = 8  # des facteurs du résidu
+FACTOR_BITS = (4, 8)  # des facteurs du résidu
 CLIPPING = "mse"
 
 Setting = dict[str, Any]
@@ -61,8 +64,11 @@ def converter(way: str, budget: float, setting: Setting, seen: dict[str, lrq.Cal
         return lrq.QuantizedLinear.from_linear(layer, n_bits, granularity, CLIPPING)
 
     def residual(name: str, layer: nn.Linear) -> CompressedLinear:
-        rank = rank_within(budget - stored(n_bits, granularity), FACTOR_BITS, *layer.weight.shape)
-        return lrq.QuantizedResidualLinear.from_linear(layer, rank, n_bits, seen[name], granularity, CLIPPING)
+        factor_bits = setting["factor_bits"]
+        rank = rank_within(budget - stored(n_bits, granularity), factor_bits, *layer.weight.shape)
+        return lrq.QuantizedResidualLinear.from_linear(
+            layer, rank, n_bits, seen[name], granularity, CLIPPING, factor_bits, rotate=True
+        )
 
     return dict(zip(WAYS, (low_rank, rounded_first, alone, residual), strict=True))[way]
 
@@ -77,11 +83,14 @@ def settings(way: str, budget: float) -> Iterator[Setting]:
     if way in ("low_rank_then_bits", "bits_then_low_rank"):
         yield from ({"n_bits": n_bits, "granularity": "ligne"} for n_bits in (3, 4, 5, 6, 8))
         return
-    left = 0.0 if way == "bits_alone" else 8 * 2 / 384 + 32 * 2 / 384  # au moins un résidu de rang 1
+    left = 0.0 if way == "bits_alone" else (max(FACTOR_BITS) + 32) * 2 / 384  # au moins un résidu de rang 1
     for name, granularity in GRANULARITIES.items():
         fitting = [n_bits for n_bits in range(1, 9) if stored(n_bits, granularity) + left <= budget]
-        kept = fitting[-1:] if way == "bits_alone" else fitting[-2:]  # moins de bits, c'est un résidu plus grand
-        yield from ({"n_bits": n_bits, "granularity": name} for n_bits in kept)
+        if way == "bits_alone":
+            yield from ({"n_bits": n_bits, "granularity": name} for n_bits in fitting[-1:])
+        elif name in ("ligne", "groupes de 128"):  # de plus petits groupes laissent trop peu au résidu
+            for n_bits in fitting[-2:]:  # moins de bits, c'est un résidu plus grand
+                yield from ({"n_bits": n_bits, "granularity": name, "factor_bits": bits} for bits in FACTOR_BITS)
 
 
 class Judge:
@@ -115,31 +124,39 @@ class Judge:
 
 
 def main() -> None:
-    """Mesure tout, et récrit la table à mesure."""
+    """Mesure toutes les façons, ou quelques-unes, et récrit la table à mesure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.orders_study", description=__doc__)
+    parser.add_argument("façons", nargs="*", choices=[*WAYS, []], help="seulement celles-ci ; les autres restent")
+    chosen = parser.parse_args().façons or WAYS
+    before = json.loads(TABLE.read_text(encoding="utf-8"))["mesures"] if TABLE.exists() else []
+    rows = {(row["budget"], row["façon"]): [] for row in before}
+    for row in before:
+        rows[row["budget"], row["façon"]].append(row)
     torch.set_grad_enabled(False)
     judge = Judge()
-    rows = []
-    for budget in BUDGETS:
-        for way in WAYS:
-            tried = []
-            for setting in settings(way, budget):
-                row = {"budget": budget, "façon": way, **setting}
-                row |= judge.measure(converter(way, budget, setting, judge.seen))
-                tried.append(row)
-                print(row, file=sys.stderr, flush=True)
-            if tried:
-                best = max(tried, key=lambda row: row["calibration"])
-                rows += [row | {"retenu": row is best} for row in tried]
-        table = {
-            "commande": "python -m benchmarks.orders_study",
-            "contenu": "cosinus moyen avec le réseau d'origine, 36 couches comprimées, 400 phrases de calibration et "
-            "400 de test ; retenu : le meilleur réglage sur les phrases de calibration",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-            "sha256": models.MINILM_SHA256,
-            "mesures": rows,
-        }
-        lines = json.dumps(table, ensure_ascii=False, indent=1).replace("\n  {\n   ", "\n  {").replace(",\n   ", ", ")
-        TABLE.write_text(lines.replace("\n  }", "}") + "\n", encoding="utf-8")
+    for budget, way in itertools.product(BUDGETS, chosen):
+        tried = []
+        for setting in settings(way, budget):
+            measured = judge.measure(converter(way, budget, setting, judge.seen))
+            tried.append({"budget": budget, "façon": way, **setting, **measured})
+            print(tried[-1], file=sys.stderr, flush=True)
+        best = max(tried, key=lambda row: row["calibration"])
+        rows[budget, way] = [row | {"retenu": row is best} for row in tried]
+        write([row for place in itertools.product(BUDGETS, WAYS) for row in rows.get(place, [])])
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Écrit la table, une mesure par ligne."""
+    table = {
+        "commande": "python -m benchmarks.orders_study",
+        "contenu": "cosinus moyen avec le réseau d'origine, 36 couches comprimées, 400 phrases de calibration et 400 "
+        "de test ; retenu : le meilleur réglage sur les phrases de calibration",
+        "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
+        "sha256": models.MINILM_SHA256,
+        "mesures": rows,
+    }
+    text = json.dumps(table, ensure_ascii=False, indent=1).replace("\n  {\n   ", "\n  {").replace(",\n   ", ", ")
+    TABLE.write_text(text.replace("\n  }", "}") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

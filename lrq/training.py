@@ -104,6 +104,8 @@ def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimiz
     model.train()
     total, count = 0.0, 0
     for x, y in loader:
+        if len(y) == 0:
+            continue
         loss = F.cross_entropy(model(x), y)
         if not torch.isfinite(loss):
             return float(loss.detach())

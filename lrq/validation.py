@@ -254,12 +254,14 @@ def check_input(x: Tensor, in_features: int) -> Tensor:
     Raises
     ------
     TypeError
-        `x` n'est pas un tenseur.
+        `x` n'est pas un tenseur de flottants.
     ValueError
         Sa dernière dimension diffère, avec la forme reçue.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"x : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
+    if not x.is_floating_point():
+        raise TypeError(f"x : reçu des éléments {x.dtype}, attendu des flottants.")
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"x : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
     return x

@@ -13,10 +13,15 @@ TABLE = json.loads(orders_study.TABLE.read_text(encoding="utf-8"))
 ROWS = TABLE["mesures"]
 
 
+def chosen(row):
+    """Le réglage d'une ligne de la table."""
+    return {name: row[name] for name in ("n_bits", "granularity", "factor_bits") if name in row}
+
+
 def test_every_way_is_tried_under_every_budget():
-    tried = [(row["budget"], row["façon"], row["n_bits"], row["granularity"]) for row in ROWS]
+    tried = [(row["budget"], row["façon"], chosen(row)) for row in ROWS]
     expected = [
-        (budget, way, setting["n_bits"], setting["granularity"])
+        (budget, way, setting)
         for budget, way in itertools.product(orders_study.BUDGETS, orders_study.WAYS)
         for setting in orders_study.settings(way, budget)
     ]
@@ -53,7 +58,7 @@ def judge():
 
 def test_a_random_row_is_found_again(judge, rng):
     row = ROWS[rng.integers(len(ROWS))]
-    setting = {name: row[name] for name in ("n_bits", "granularity")}
+    setting = chosen(row)
     with torch.no_grad():
         again = judge.measure(orders_study.converter(row["façon"], row["budget"], setting, judge.seen))
     assert again["bits"] == row["bits"]

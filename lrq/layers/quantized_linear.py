@@ -111,7 +111,15 @@ class QuantizedResidualLinear(CompressedLinear):
 
     def __init__(self, base: QuantizedLinear, residual: LowRankLinear):
         super().__init__()
+        if not isinstance(base, QuantizedLinear):
+            raise TypeError(f"base : reçu {type(base).__name__}, attendu QuantizedLinear.")
+        if not isinstance(residual, LowRankLinear):
+            raise TypeError(f"residual : reçu {type(residual).__name__}, attendu une couche de rang r.")
         self.in_features, self.out_features = base.in_features, base.out_features
+        shape = (residual.out_features, residual.in_features)
+        if shape != (base.out_features, base.in_features) or residual.bias is not None:
+            expected = f"{base.out_features}×{base.in_features}, sans biais"
+            raise ValueError(f"residual : reçu {residual}, attendu une couche {expected}, comme base.")
         self.base, self.residual = base, residual
 
     @property
@@ -144,6 +152,7 @@ class QuantizedResidualLinear(CompressedLinear):
         granularity: Granularity | None = None,
         clipping: str = "min_max",
         factor_bits: int | None = 8,
+        rotate: bool = False,
     ) -> Self:
         """Quantifie les poids, puis approche ce qui manque par une matrice de rang r ; biais recopié.
 
@@ -158,7 +167,9 @@ class QuantizedResidualLinear(CompressedLinear):
             Des groupes de 32 par défaut.
         clipping : str
         factor_bits : int entre 1 et 8, ou None
-            Bits des facteurs du résidu, à une échelle par ligne ; None les garde flottants.
+            Bits des facteurs du résidu, à une échelle par ligne, écrêtés comme la base ; None les garde flottants.
+        rotate : bool
+            Tourner d'abord ces facteurs (:func:`~lrq.rotate_factors`) : utile à 4 bits et au-dessous.
 
         Returns
         -------
@@ -176,7 +187,8 @@ class QuantizedResidualLinear(CompressedLinear):
         lost = linear_layer.weight.detach() - base.reconstruct_weight()
         if factor_bits is None:
             return cls(base, FactorizedLinear.from_weight_matrix(lost, rank, calibration))
+        shared = PerChannel(0)
         return cls(
             base,
-            QuantizedLowRankLinear.from_weight_matrix(lost, rank, factor_bits, calibration, granularity=PerChannel(0)),
+            QuantizedLowRankLinear.from_weight_matrix(lost, rank, factor_bits, calibration, shared, clipping, rotate),
         )

@@ -27,7 +27,7 @@ MINILM = {  # nom → clé dans les poids, lignes et colonnes de l'extrait, invi
     "dense 2, bloc 1": (
         "encoder.layer.0.output.dense.weight",
         (96, 768),
-        "Descendez à 2 bits : l’erreur ne bouge pas, car un seul poids étire toute la grille. Puis donnez une échelle "
+        "Descendez à 2 bits : que devient l’erreur, et à cause de quel poids ? Puis donnez une échelle "
         "à chaque groupe de 32.",
     ),
     "query, bloc 1": (

@@ -643,7 +643,7 @@ function build(root, model) {
     prompt.hidden = !matrixShown.prompt;
     note.textContent =
       `Tirets, r*\u00a0= ${breakEven(breakEvenRank(m, n))}\u00a0: à droite, à bits égaux, les facteurs pèsent plus que W. Traits fins\u00a0: ` +
-      "mêmes octets, codes et échelles comptés. Facteurs tournés, une échelle par ligne\u00a0; W, une par ligne ou par " +
+      "mêmes octets, codes et échelles comptés. La carte n’essaie que ces rangs-là. Facteurs tournés, une échelle par ligne\u00a0; W, une par ligne ou par " +
       `groupe\u00a0; résidu sur ${RESIDUAL_BITS}\u00a0bits.`;
     set(plot, { "aria-label": `Carte de l’erreur selon le rang et les bits. ${sentence.textContent}` });
     set(handle, {
