@@ -7,7 +7,7 @@ demande.
 
 from .activation import Calibration, activation_aware_svd, calibrate
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
-from .compression import CombinedCompressionPipeline, analyze_combined_compression
+from .compression import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
 from .gauge import balance_factors, rotate_factors
 from .layers import (
     CompactSVDLinear,
@@ -73,6 +73,7 @@ __all__ = [
     "CompactSVDLinear",
     "FactorizedLinear",
     "FakeQuantizeModule",
+    "LayerReport",
     "LearnedStepQuantize",
     "LoRALayer",
     "LowRankAnalysis",

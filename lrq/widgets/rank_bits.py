@@ -230,14 +230,14 @@ class RankBitsExplorer(anywidget.AnyWidget):
         )
 
     @classmethod
-    def of_minilm(cls, matrix: str | None = None, **settings: Any) -> Self:
+    def of_minilm(cls, matrix: str | None = None, **options: Any) -> Self:
         """Trois matrices de MiniLM et, pour témoin, une matrice gaussienne, chacune avec ce qu'on peut y découvrir.
 
         Parameters
         ----------
         matrix : str, optionnel
             « query, bloc 1 », « dense 2, bloc 1 », « vecteurs de position » ou « hasard gaussien ».
-        **settings : réglages
+        **options : réglages
             Les autres réglages de départ.
         """
         weights, choices = load_minilm_weights(), {}
@@ -249,7 +249,7 @@ class RankBitsExplorer(anywidget.AnyWidget):
             else:
                 W = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
                 choices[name] = Choice(W, prompt, GAUSSIAN)
-        return cls(choices, matrix, **settings)
+        return cls(choices, matrix, **options)
 
     @traitlets.validate("matrix")
     def _check_matrix(self, proposal: Any) -> str:
