@@ -141,7 +141,7 @@ class QuantizerExplorer(anywidget.AnyWidget):
         )
 
     @classmethod
-    def of_minilm(cls, matrix: str | None = None, **settings: Any) -> Self:
+    def of_minilm(cls, matrix: str | None = None, **options: Any) -> Self:
         """Quatre extraits de MiniLM, de 32 lignes et 96 colonnes, chacun avec ce qu'on peut y découvrir.
 
         Parameters
@@ -149,7 +149,7 @@ class QuantizerExplorer(anywidget.AnyWidget):
         matrix : str, optionnel
             « dense 2, bloc 1 » (qui contient le plus grand poids de cette couche), « query, bloc 1 », « dense 1,
             bloc 1 » ou « vecteurs de mots ».
-        **settings : réglages
+        **options : réglages
             Les autres réglages de départ.
         """
         weights = load_minilm_weights()
@@ -158,7 +158,7 @@ class QuantizerExplorer(anywidget.AnyWidget):
             part = f"{row}:{row + ROWS}, {column}:{column + WIDTH}"
             lines = f'from lrq import models\n\nW = models.load_minilm_weights()["{key}"][{part}]'
             choices[name] = Choice(weights[key][row : row + ROWS, column : column + WIDTH], prompt, lines)
-        return cls(choices, matrix, **settings)
+        return cls(choices, matrix, **options)
 
     @traitlets.validate("matrix")
     def _check_matrix(self, proposal: Any) -> str:
