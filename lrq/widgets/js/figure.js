@@ -148,9 +148,8 @@ export function curve(xs, ys) {
 
 // --- Contrôles ---------------------------------------------------------------------------------------------------------
 
-let count = 0;
-/** Un identifiant neuf : deux exemplaires d'une figure tiennent sur une page. */
-export const unique = (word) => `lrq-${word}-${++count}`;
+/** Un identifiant neuf. Tiré au hasard : chaque figure a sa copie de ce module, et un compteur n'y serait pas commun. */
+export const unique = (word) => `lrq-${word}-${Math.random().toString(36).slice(2)}`;
 
 // Sans quoi JupyterLab prend les flèches pour lui.
 export const KEYS = { "data-lm-suppress-shortcuts": "true" };
