@@ -1,12 +1,14 @@
 """La recherche ne fait pas cas des accents : « singulieres » trouve « singulières », et l'inverse.
 
 Chaque mot accentué entre dans l'index deux fois, tel quel et sans accents, et toute racine y perd les siens : les
-terminaisons du français (« -ière », « -ée ») ne se reconnaissent qu'accentuées. `livre/recherche.js` en fait autant de
-la question posée.
+terminaisons du français (« -ière », « -ée ») ne se reconnaissent qu'accentuées. La plus courante se ramène à la main :
+« singulieres » donne la racine « singuli », comme « singuliers » et « singulières ». `livre/recherche.js` en fait autant
+de la question posée.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
@@ -34,8 +36,8 @@ class SearchFolded(SearchFrench):
         return super().word_filter(fold(word.lower()))
 
     def stem(self, word: str) -> str:
-        """La racine du mot, sans accents."""
-        return fold(super().stem(word))
+        """La racine du mot, sans accents ; celle de « singulieres » est « singulier » pour le français de Sphinx."""
+        return re.sub("ier$", "i", fold(super().stem(word)))
 
 
 def _add_script(app: Any, pagename: str, *_: Any) -> None:

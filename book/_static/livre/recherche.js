@@ -20,7 +20,7 @@
   const FrenchStemmer = Stemmer;
   Stemmer = function () {
     const stemmer = new FrenchStemmer();
-    this.stemWord = (word) => fold(stemmer.stemWord(word));
+    this.stemWord = (word) => fold(stemmer.stemWord(word)).replace(/ier$/, "i");
   };
 
   // --- Les titres et les mots du glossaire ---
