@@ -8,6 +8,15 @@ demande.
 from .activation import Calibration, activation_aware_svd, calibrate
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
 from .compression import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
+from .errors import (
+    ApproximationErrorAnalysis,
+    analyze_cumulative_error,
+    analyze_forward_error,
+    combined_error_analysis,
+    compression_error_tradeoff,
+    propagation_bound,
+    water_filling,
+)
 from .gauge import balance_factors, rotate_factors
 from .layers import (
     CompactSVDLinear,
@@ -62,12 +71,14 @@ from .spectrum import (
 )
 from .storage import load_weights, save_weights
 from .svd import balanced_factors, singular_values, truncated_svd
+from .tensor_train import tt_contract, tt_svd, unfoldings
 from .training import train_qat_low_rank
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ApproximateSVD",
+    "ApproximationErrorAnalysis",
     "Calibration",
     "CombinedCompressionPipeline",
     "CompactSVDLinear",
@@ -95,13 +106,17 @@ __all__ = [
     "adaptive_svd",
     "allocate_ranks",
     "analyze_combined_compression",
+    "analyze_cumulative_error",
+    "analyze_forward_error",
     "analyze_svd_approximation_error",
     "approximate_svd_large",
     "balance_factors",
     "balanced_factors",
     "break_even_rank",
     "calibrate",
+    "combined_error_analysis",
     "compare_factorized_vs_standard",
+    "compression_error_tradeoff",
     "cumulative_energy",
     "dequantize",
     "efficient_truncated_svd",
@@ -116,6 +131,7 @@ __all__ = [
     "marchenko_pastur_edge",
     "marchenko_pastur_rank",
     "pack_bits",
+    "propagation_bound",
     "quantize_symmetric",
     "rank_for_energy",
     "rank_for_error",
@@ -127,5 +143,9 @@ __all__ = [
     "train_qat_low_rank",
     "truncated_svd",
     "truncation_errors",
+    "tt_contract",
+    "tt_svd",
+    "unfoldings",
     "unpack_bits",
+    "water_filling",
 ]

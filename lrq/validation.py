@@ -248,7 +248,7 @@ def check_layer(layer: Any, kind: type[Layer], name: str) -> Layer:
     return layer
 
 
-def check_input(x: Tensor, in_features: int) -> Tensor:
+def check_input(x: Tensor, in_features: int, name: str = "x") -> Tensor:
     """Rend `x` si c'est un tenseur dont la dernière dimension vaut `in_features`.
 
     Raises
@@ -259,9 +259,9 @@ def check_input(x: Tensor, in_features: int) -> Tensor:
         Sa dernière dimension diffère, avec la forme reçue.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"x : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
+        raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
     if not x.is_floating_point():
-        raise TypeError(f"x : reçu des éléments {x.dtype}, attendu des flottants.")
+        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants.")
     if x.ndim == 0 or x.shape[-1] != in_features:
-        raise ValueError(f"x : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
+        raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
     return x

@@ -23,8 +23,10 @@ LEVELS = {
     "packing": 3,
     "gauge": 3,
     "integer": 3,
+    "tensor_train": 3,
     "quantizers": 4,
     "layers": 5,
+    "errors": 6,
     "storage": 6,
     "training": 6,
     "models": 7,
@@ -250,6 +252,16 @@ COURSE = {
     "CombinedCompressionPipeline.apply_low_rank_then_quantize": {"self": REQUIRED, "rank": 64, "n_bits": 8},
     "CombinedCompressionPipeline.apply_quantize_then_low_rank": {"self": REQUIRED, "rank": 64, "n_bits": 8},
     "analyze_combined_compression": {"original_model": REQUIRED, "rank": REQUIRED, "n_bits": REQUIRED},
+    "ApproximationErrorAnalysis.svd_reconstruction_error": {"W": REQUIRED, "rank": REQUIRED},
+    "ApproximationErrorAnalysis.analyze_error_vs_rank": {"W": REQUIRED, "max_rank": None},
+    "analyze_forward_error": {"layer": REQUIRED, "test_inputs": REQUIRED, "original_weight": REQUIRED},
+    "analyze_cumulative_error": {
+        "model_original": REQUIRED,
+        "model_compressed": REQUIRED,
+        "test_inputs": REQUIRED,
+    },
+    "combined_error_analysis": {"W": REQUIRED, "rank": REQUIRED, "n_bits": REQUIRED},
+    "compression_error_tradeoff": {"W": REQUIRED, "rank_range": None, "n_bits_range": [4, 6, 8]},
 }
 
 
