@@ -30,13 +30,18 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def norm(t: Tensor) -> float:
-    """Norme de Frobenius, en float64."""
-    return float(torch.linalg.vector_norm(t, dtype=torch.float64))
+    """Norme de Frobenius, en float64, rapportée au plus grand coefficient : aucun carré ne déborde ni ne s'annule."""
+    largest = float(t.detach().abs().max()) if t.numel() else 0.0
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    return largest * float((t.detach().double() / largest).norm())
 
 
 def relative(error: float, size: float) -> float:
-    """Une erreur rapportée à ce qu'elle abîme ; 0 si rien n'est abîmé, même rapporté à zéro."""
-    return error / size if size > 0 else (math.inf if error > 0 else 0.0)
+    """Une erreur rapportée à ce qu'elle abîme ; 0 si rien n'est abîmé, même rapporté à zéro ; NaN reste NaN."""
+    if size == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / size
 
 
 # --- une matrice ------------------------------------------------------------------------------------------------------
