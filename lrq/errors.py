@@ -440,7 +440,7 @@ def listen(
             module = model.get_submodule(name)
             hooks += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
         with torch.no_grad(), evaluating(model):
-            final = model(*arguments[0], **arguments[1])
+            final = model(*map(copied, arguments[0]), **{key: copied(value) for key, value in arguments[1].items()})
     except Exception as error:
         error.add_note(f"{which} a échoué sur test_inputs, à la couche {current!r}.")
         raise
@@ -450,6 +450,11 @@ def listen(
     if not isinstance(final, Tensor):
         raise TypeError(f"{which} : rend {type(final).__name__}, attendu un tenseur.")
     return final, outputs
+
+
+def copied(value: Any) -> Any:
+    """Une copie d'un tenseur, que le réseau peut changer sur place ; le reste tel quel."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 @contextmanager
