@@ -305,10 +305,10 @@ def analyze_forward_error(layer: nn.Module, test_inputs: Tensor, original_weight
 def dense_weight(layer: nn.Module) -> Tensor:
     """La matrice Ŵ (m, n) qu'une couche linéaire applique, dense ou comprimée."""
     rebuild = getattr(layer, "reconstruct_weight", None)
-    weight = rebuild() if callable(rebuild) else getattr(layer, "weight", None)
-    if not isinstance(layer, nn.Module) or not isinstance(weight, Tensor) or weight.ndim != 2:
+    weight = layer.weight if isinstance(layer, nn.Linear) else rebuild() if callable(rebuild) else None
+    if weight is None or weight.ndim != 2:  # ni un plongement, ni des noyaux de convolution
         raise TypeError(f"layer : reçu {type(layer).__name__}, attendu nn.Linear ou une couche linéaire comprimée.")
-    return weight.detach()
+    return check_matrix(weight, "layer.weight")
 
 
 def propagation_bound(gains: Sequence[float], own_errors: Sequence[float]) -> list[float]:
