@@ -416,7 +416,7 @@ def listen(
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
     """La sortie d'un réseau, et celles de ses couches `names`, à chaque appel."""
     outputs: dict[str, list[Tensor]] = {}
-    current = ""
+    current = None
 
     def before(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -442,7 +442,8 @@ def listen(
         with torch.no_grad(), evaluating(model):
             final = model(*map(copied, arguments[0]), **{key: copied(value) for key, value in arguments[1].items()})
     except Exception as error:
-        error.add_note(f"{which} a échoué sur test_inputs, à la couche {current!r}.")
+        place = "." if current is None else f", dans la couche {current!r} ou juste après."
+        error.add_note(f"{which} a échoué sur test_inputs{place}")
         raise
     finally:
         for hook in hooks:
