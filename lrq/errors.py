@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .quantizers import Granularity, UniformQuantizer
-from .spectrum import cumulative_energy, truncation_errors
+from .spectrum import analyze_svd_approximation_error
 from .svd import share_singular_values, singular_values, working_dtype
 from .validation import (
     check_bits,
@@ -99,19 +99,16 @@ class ApproximationErrorAnalysis:
             Un par rang : ``rank``, ``relative_error`` (Frobenius), ``energy_captured``, ``compression_ratio``
             (mn/(r(m + n)), au-dessous de 1 quand les facteurs pèsent plus que W).
         """
-        W = check_matrix(W)
+        rows = analyze_svd_approximation_error(W, max_rank)
         m, n = W.shape
-        limit = min(m, n) if max_rank is None else check_rank(max_rank, m, n, "max_rank")
-        S = singular_values(W)
-        errors, energies = truncation_errors(S).tolist(), cumulative_energy(S).tolist()
         return [
             {
-                "rank": rank,
-                "relative_error": errors[rank - 1],
-                "energy_captured": energies[rank - 1],
-                "compression_ratio": m * n / (rank * (m + n)),
+                "rank": row["rank"],
+                "relative_error": row["error"],
+                "energy_captured": row["energy"],
+                "compression_ratio": m * n / (row["rank"] * (m + n)),
             }
-            for rank in range(1, limit + 1)
+            for row in rows
         ]
 
 
