@@ -244,7 +244,7 @@ def water_filling(S: Tensor, bits: float) -> tuple[float, Tensor]:
     allocation = torch.zeros_like(S)
     if S[0] == 0:
         return 0.0, allocation
-    energies = 2 * (S[S > 0] / S[0]).log2()  # log₂ σ², à une constante près, qui évite tout débordement
+    energies = 2 * (S[S > 0].log2() - S[0].log2())  # log₂ σ²/σ₁² : ni le carré ni le quotient ne débordent
     k = torch.arange(1, len(energies) + 1, dtype=S.dtype)
     levels = (energies.cumsum(0) - 2 * bits * len(S)) / k  # log₂ θ, si k directions se partagent tous les bits
     kept = max(1, int((energies > levels).sum()))  # tant que la dernière servie dépasse encore du niveau
