@@ -272,7 +272,8 @@ def analyze_forward_error(layer: nn.Module, test_inputs: Tensor, original_weight
     -------
     dict
         ``mean_error``, la moyenne des ‖ŷ − y‖ ; ``mean_relative_error``, celle des ‖ŷ − y‖/‖y‖ ; ``error_bound``, celle
-        des ‖E‖₂ ‖x‖, où ‖E‖₂ est la norme *spectrale*. Les sorties sont celles de la couche, arrondis compris.
+        des ‖E‖₂ ‖x‖, où ‖E‖₂ est la norme *spectrale*. Les sorties sont celles de la couche, avec les arrondis de son
+        calcul, que la borne ne compte pas.
 
     Raises
     ------
@@ -326,6 +327,10 @@ def propagation_bound(gains: Sequence[float], own_errors: Sequence[float]) -> li
     """
     if len(gains) != len(own_errors):
         raise ValueError(f"own_errors : reçu {len(own_errors)} valeurs, attendu {len(gains)}, autant que de gains.")
+    for name, values in (("gains", gains), ("own_errors", own_errors)):
+        for i, value in enumerate(values):
+            if check_finite_number(value, f"{name}[{i}]") < 0:
+                raise ValueError(f"{name}[{i}] : reçu {value!r}, attendu une norme, positive ou nulle.")
     bounds, bound = [], 0.0
     for gain, own in zip(gains, own_errors, strict=True):
         bound = gain * bound + own

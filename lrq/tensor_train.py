@@ -1,5 +1,7 @@
 """Le train de tenseurs : un tenseur d'ordre d écrit comme une chaîne de d cœurs (r_{k−1}, n_k, r_k)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def tt_svd(T: Tensor, rank: int) -> list[Tensor]:
     return [*cores, rest.reshape(left, T.shape[-1], 1).to(T.dtype)]
 
 
-def tt_contract(cores: list[Tensor]) -> Tensor:
+def tt_contract(cores: Sequence[Tensor]) -> Tensor:
     """Le tenseur que décrit une chaîne de cœurs.
 
     Parameters
@@ -65,8 +67,9 @@ def tt_contract(cores: list[Tensor]) -> Tensor:
     -------
     Tensor, (n₁, …, n_d)
     """
-    if not cores:
-        raise ValueError("cores : reçu une liste vide, attendu au moins un cœur.")
+    if not isinstance(cores, Sequence) or len(cores) == 0:
+        raise ValueError(f"cores : reçu {type(cores).__name__}, attendu une liste d'au moins un cœur.")
+    cores = [check_tensor(core, f"cores[{k}]") for k, core in enumerate(cores)]
     total = torch.ones(1, 1, dtype=cores[0].dtype, device=cores[0].device)
     for k, core in enumerate(cores):
         if core.ndim != 3 or core.shape[0] != total.shape[1]:
