@@ -31,10 +31,9 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 def norm(t: Tensor) -> float:
     """Norme de Frobenius, en float64, rapportée au plus grand coefficient : aucun carré ne déborde ni ne s'annule."""
-    largest = float(t.detach().abs().max()) if t.numel() else 0.0
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    return largest * float((t.detach().double() / largest).norm())
+    x = t.detach().double()
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    return largest * float((x / largest).norm()) if 0 < largest < math.inf else largest
 
 
 def relative(error: float, size: float) -> float:
