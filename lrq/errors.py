@@ -135,8 +135,8 @@ def compression_error_tradeoff(
     list de dict
         Un par paire : ``rank``, ``n_bits`` ; ``svd_error``, ``quant_error``, ``estimated_combined``,
         ``actual_combined``, comme :func:`combined_error_analysis` ; ``compression_ratio``, les octets de W divisés par
-        ceux des codes et des échelles ; ``optimal``, vrai si aucune autre paire n'est à la fois plus légère et plus
-        fidèle (le front de Pareto).
+        ceux des codes et des échelles ; ``optimal``, vrai si aucune autre paire n'est plus fidèle sans être plus
+        lourde, ni plus légère sans être moins fidèle (le front de Pareto).
     """
     W = check_matrix(W)
     ranks = (

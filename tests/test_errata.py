@@ -37,10 +37,14 @@ from lrq import (
     TruncatedSVDLinear,
     UniformQuantizer,
     analyze_combined_compression,
+    analyze_cumulative_error,
+    analyze_forward_error,
     analyze_svd_approximation_error,
     balanced_factors,
     break_even_rank,
+    combined_error_analysis,
     compare_factorized_vs_standard,
+    compression_error_tradeoff,
     energy_analysis,
     find_optimal_rank,
     quantize_symmetric,
@@ -1541,6 +1545,146 @@ def test_e11_4_16():
     train_qat_low_rank(model, train_loader, epochs=1, val_loader=val_loader)
     worse = train_qat_low_rank(copy.deepcopy(model), train_loader, epochs=1, val_loader=val_loader, lr=100.0)
     assert torch.equal(worse[1].weight, model[1].weight)  # un pas qui nuit n'est pas gardé
+
+
+# --- Section 11.5 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def query():
+    """La première matrice de MiniLM."""
+    return load_minilm_weights()["encoder.layer.0.attention.self.query.weight"]
+
+
+def test_e11_5_1(query):
+    """
+    L'erreur combinée est à peu près la somme des deux erreurs.
+    """
+    W, rank, n_bits = query, 128, 4
+    layer = QuantizedLowRankLinear.from_weight_matrix(W, rank, n_bits)
+    layer.quantize_weights()
+    U, V = balanced_factors(W, rank)
+    dropped, moved = relative(W, U @ V.T), relative(W, W + U @ V.T - layer.reconstruct_weight())
+    measured = relative(W, layer.reconstruct_weight())
+    predicted = combined_error_analysis(W, rank, n_bits)["estimated_combined"]
+    assert dropped == pytest.approx(eckart_young(W, rank), rel=1e-4)
+    assert predicted == pytest.approx(measured, rel=1e-3)
+    says("E11.5-1", f"au rang {rank} et sur {n_bits} bits, les deux erreurs sont de {fr(dropped, 3)} et {fr(moved, 3)}")
+    says("E11.5-1", f"Leur somme annonce {fr(dropped + moved, 3)}")
+    says("E11.5-1", f"la racine de la somme de leurs carrés, {fr(np.hypot(dropped, moved), 3)}")
+    says("E11.5-1", f"L'erreur mesurée est de {fr(measured, 3)}")
+
+
+def truncate(network, rank):
+    """Le réseau des chiffres, chaque couche tronquée à ce rang, ou au sien s'il est plus petit."""
+    return replace_linears(network, lambda layer: FactorizedLinear.from_linear(layer, min(rank, *layer.weight.shape)))
+
+
+@torch.no_grad()
+def test_e11_5_2():
+    """
+    L'erreur se propage linéairement à travers les couches.
+    """
+    network, (_, (x, _)), rank = load_digits_network("mlp"), load_digits_data(), 8
+    compressed = truncate(network, rank)
+    alone, after, bounds, bound = [], [], [], 0.0
+    h = h_hat = x.flatten(1)
+    for layer, twin in zip(network.children(), compressed.children(), strict=True):
+        W_hat = twin.reconstruct_weight()
+        own = np.linalg.norm(W_hat - layer.weight, 2) * float(h.norm(dim=-1).mean())
+        bound = np.linalg.norm(W_hat, 2) * bound + own
+        bounds.append(bound)
+        alone.append(relative(layer(h), twin(h)))
+        h, h_hat = layer(h), twin(h_hat)
+        after.append(relative(h, h_hat))
+        gap = float((h_hat - h).norm(dim=-1).mean())
+        h, h_hat = h.relu(), h_hat.relu()
+    layer_errors = analyze_cumulative_error(network, compressed, x)["layer_errors"]
+    assert list(layer_errors.values()) == pytest.approx(after, rel=1e-4)
+    assert gap < bounds[-1]
+    says("E11.5-2", f"au rang {rank}, sur {len(x)} images")
+    says("E11.5-2", f"de {fr(alone[0], 2)}, {fr(alone[1], 2)} et {fr(alone[2], 2)} : {fr(sum(alone), 2)} en tout")
+    says("E11.5-2", f"de {fr(after[0], 2)}, puis {fr(after[1], 2)}, puis {fr(after[2], 2)}")
+    says("E11.5-2", f"La borne passe de {fr(bounds[0], 1)} à {fr(bounds[1])} puis {fr(bounds[2])}")
+    says("E11.5-2", f"écart final de {fr(gap, 1)} en moyenne")
+
+
+@torch.no_grad()
+def test_e11_5_3():
+    network, (_, (images, _)), rank = load_digits_network("mlp"), load_digits_data(), 16
+    layer, W, x = truncate(network, rank).fc2, network.fc2.weight, network.fc1(images.flatten(1)).relu()
+    E = layer.reconstruct_weight() - W
+    theirs = course(
+        """
+        error_bound = torch.norm(E, p=2) * x.norm(dim=-1).mean()
+        """,
+        E=E,
+        x=x,
+    ).error_bound
+    error_bound = analyze_forward_error(layer, x, W)["error_bound"]
+    length = float(x.norm(dim=-1).mean())
+    assert float(theirs) == pytest.approx(np.linalg.norm(E) * length, rel=1e-4)
+    assert error_bound == pytest.approx(np.linalg.norm(E, 2) * length, rel=1e-4)
+    error = float((x @ E.T).norm(dim=-1).mean())
+    assert error < error_bound
+    says("E11.5-3", f"rang {rank}, avec les entrées qu'elle reçoit de {len(x)} images")
+    says("E11.5-3", f"annonce {fr(float(theirs), 1)} ; la norme spectrale, {fr(error_bound, 1)}")
+    says("E11.5-3", f"L'erreur moyenne est de {fr(error, 1)}")
+
+
+@torch.no_grad()
+def test_e11_5_4():
+    """
+    Le théorème d'Eckart–Young garantit l'optimalité.
+    """
+    network, ((images, _), (others, _)), rank = load_digits_network("mlp"), load_digits_data(), 16
+    linear = network.fc2
+    seen, judged = (network.fc1(part.flatten(1)).relu() for part in (images, others))
+    plain = truncate(network, rank).fc2
+    with pytest.warns(UserWarning, match="calibration"):  # toutes les directions ne sont pas vues
+        layer = FactorizedLinear.from_linear(linear, rank, calibration=seen)
+    weights = [relative(linear.weight, each.reconstruct_weight()) for each in (plain, layer)]
+    assert weights[0] == pytest.approx(eckart_young(linear.weight, rank), rel=1e-4)
+    outputs = [analyze_forward_error(each, judged, linear.weight)["mean_relative_error"] for each in (plain, layer)]
+    y = judged @ linear.weight.T
+    assert outputs == pytest.approx(
+        [
+            float(((judged @ each.reconstruct_weight().T - y).norm(dim=1) / y.norm(dim=1)).mean())
+            for each in (plain, layer)
+        ],
+        rel=1e-3,
+    )
+    assert weights[0] < weights[1]
+    assert outputs[0] > outputs[1]
+    says("E11.5-4", f"au rang {rank}, la SVD tronquée laisse sur les poids une erreur de {fr(weights[0], 2)}")
+    says("E11.5-4", f"{fr(len(seen))} images d'apprentissage de {fr(weights[1], 2)}")
+    says(
+        "E11.5-4",
+        f"{len(judged)} autres images, c'est l'inverse : {fr(outputs[0], 2)} pour la première, {fr(outputs[1], 2)}",
+    )
+
+
+def test_e11_5_5(query):
+    """
+    Il existe un compromis optimal entre compression et erreur.
+    """
+    W, ranks, bits = query, [16, 32, 64, 128, 192, 256], [2, 3, 4, 6, 8]
+    front = [pair for pair in compression_error_tradeoff(W, ranks, bits) if pair["optimal"]]
+    points = []
+    for rank in ranks:
+        for n_bits in bits:
+            layer = QuantizedLowRankLinear.from_weight_matrix(W, rank, n_bits)
+            layer.quantize_weights()
+            points.append((layer.nbytes(), layer.reconstruction_error(W), (rank, n_bits)))
+    best = [pair for size, error, pair in points if not any(s <= size and e < error for s, e, _ in points)]
+    assert {(pair["rank"], pair["n_bits"]) for pair in front} == set(best)
+    says("E11.5-5", f"{len(ranks)} rangs et {len(bits)} nombres de bits font {len(points)} paires ; pour {len(front)}")
+    ends = [pick(front, key=lambda pair: pair["compression_ratio"]) for pick in (min, max)]
+    faithful, light = (
+        f"×{fr(pair['compression_ratio'], 1)} pour une erreur de {fr(pair['actual_combined'], 2)}" for pair in ends
+    )
+    says("E11.5-5", f"de {faithful} à {light}")
+    assert ends[1]["actual_combined"] > relative(W, torch.zeros_like(W))
 
 
 # --- Section 9.6 ------------------------------------------------------------------------------------------------------
