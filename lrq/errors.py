@@ -1,6 +1,6 @@
 """Section 11.5 : les erreurs d'approximation, prédites par la théorie et mesurées, d'une matrice à un réseau.
 
-Partout, E = Ŵ − W est l'écart des poids. Sa norme de Frobenius compte tous les coefficients ; sa norme spectrale,
+Partout, E = W − Ŵ est l'écart des poids. Sa norme de Frobenius compte tous les coefficients ; sa norme spectrale,
 σ₁(E), ce que la couche peut faire de pire à une entrée.
 """
 
@@ -64,7 +64,7 @@ class ApproximationErrorAnalysis:
             ``empirical_frobenius`` et ``theoretical_frobenius``, ‖W − W_r‖ mesurée et prédite ;
             ``empirical_relative`` et ``theoretical_relative``, les mêmes divisées par ‖W‖ ; en plus du cours,
             ``empirical_spectral`` et ``theoretical_spectral``, la norme spectrale de l'écart et σ_{r+1} ;
-            ``singular_values``, Tensor (min(m, n),).
+            ``singular_values``, un tenseur (min(m, n),).
         """
         W = check_matrix(W)
         rank = check_rank(rank, *W.shape)
@@ -359,7 +359,7 @@ def analyze_cumulative_error(
     -------
     dict
         ``final_error``, ‖ŷ − y‖ sur tout le lot (Frobenius) ; ``relative_error``, la même divisée par ‖y‖ ;
-        ``layer_errors``, dict nom → erreur relative de la sortie de chaque couche, dans l'ordre où elles calculent
+        ``layer_errors``, l'erreur relative de la sortie de chaque couche, par nom, dans l'ordre où elles calculent
         (sur tous ses appels, si elle sert plusieurs fois ; une couche qui rend autre chose qu'un tenseur n'y est pas).
 
     Raises
