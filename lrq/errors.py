@@ -381,30 +381,34 @@ def analyze_cumulative_error(
 
 
 def common_layers(model_original: nn.Module, model_compressed: nn.Module) -> list[str]:
-    """Les couches que deux réseaux ont en commun : sans sous-module dans l'un des deux, et elles le couvrent tout.
+    """Les couches que deux réseaux ont en commun, par leurs noms ; elles les couvrent tout entiers.
 
     Raises
     ------
     TypeError, ValueError
         L'un n'est pas un nn.Module ; une couche de l'un n'a pas de pendant dans l'autre.
     """
-    modules = {}
+    found = {}
     for which, model in (("model_original", model_original), ("model_compressed", model_compressed)):
         if not isinstance(model, nn.Module):
             raise TypeError(f"{which} : reçu {type(model).__name__}, attendu nn.Module.")
-        modules[which] = dict(model.named_modules(remove_duplicate=False))
-    original, compressed = modules.values()
-    leaves = {which: [name for name, m in found.items() if not list(m.children())] for which, found in modules.items()}
+        found[which] = dict(model.named_modules(remove_duplicate=False))
+    original, compressed = found.values()
+    whole = {name for modules in found.values() for name, module in modules.items() if is_layer(module)}
     names: list[str] = []
     for name in original:  # les parents viennent avant leurs enfants
-        leaf = name in leaves["model_original"] or name in leaves["model_compressed"]
-        if leaf and name in compressed and not any(inside(name, above) for above in names):
+        if name in whole and name in compressed and not any(inside(name, above) for above in names):
             names.append(name)
     for which, other in (("model_original", "model_compressed"), ("model_compressed", "model_original")):
-        for name in leaves[which]:
-            if not any(inside(name, above) for above in names):
+        for name in found[which]:
+            if name in whole and not any(inside(name, above) for above in names):
                 raise ValueError(f"{other} : aucune couche {name!r}, que {which} possède ; attendu les mêmes noms.")
     return names
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Vrai si un module s'écoute d'un bloc : sans enfant, ou comprimé (ses enfants ne sont que ses facteurs)."""
+    return not list(module.children()) or callable(getattr(module, "reconstruct_weight", None))
 
 
 def inside(name: str, above: str) -> bool:

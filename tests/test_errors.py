@@ -725,6 +725,31 @@ def test_compressed_layers_inside_nested_modules_both_ways(convert, rng, randn, 
     assert back["layer_errors"].keys() == found["layer_errors"].keys()
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            lambda layer: quantized(QuantizedLowRankLinear.from_linear(layer, 3, 8)),
+            lambda layer: quantized(QuantizedLowRankLinear.from_linear(layer, 3, 3)),
+        ),
+        (
+            lambda layer: MultiStageFactorizedLinear.from_linear(layer, [4, 4]),
+            lambda layer: MultiStageFactorizedLinear.from_linear(layer, [3]),
+        ),
+        (
+            lambda layer: QuantizedResidualLinear.from_linear(layer, 2, 3, granularity=PerGroup(2)),
+            lambda layer: QuantizedLinear.from_linear(layer, 3),
+        ),
+    ],
+)
+def test_two_compressed_networks_are_heard_layer_by_layer(one, other, rng, randn, untouched):
+    """Les facteurs d'une couche comprimée ne sont pas des couches, même s'ils sont des modules."""
+    model, x = network(8, 6, 4), randn(5, 8)
+    found = untouched(lrq.replace_linears(model, one), lrq.replace_linears(model, other), x)
+    assert list(found["layer_errors"]) == ["0", "1", "2"]
+    assert found["layer_errors"]["2"] == found["relative_error"] > 0
+
+
 def test_a_network_may_be_a_single_layer_or_be_replaced_whole(rng, randn, untouched):
     linear, x = nn.Linear(6, 4), randn(3, 6)
     residual = QuantizedResidualLinear.from_linear(linear, 2, 3, granularity=PerGroup(2))
