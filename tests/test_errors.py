@@ -812,6 +812,18 @@ def test_a_layer_that_only_one_network_calls_is_refused(rng, randn, untouched):
     assert list(untouched(unused, copy.deepcopy(unused), randn(2, 4))["layer_errors"]) == ["fc"]
 
 
+def test_no_graph_is_built(rng, randn, untouched):
+    class Witness(nn.Module):
+        def forward(self, x):
+            assert not torch.is_grad_enabled()
+            return x
+
+    original = nn.Sequential(nn.Linear(4, 3), Witness())
+    inputs = randn(2, 4).requires_grad_()
+    untouched(original, perturbed(original), inputs)
+    assert inputs.grad is None
+
+
 def test_an_output_that_is_not_a_tensor_is_refused(rng, randn, untouched):
     class Pair(nn.Module):
         def __init__(self):
