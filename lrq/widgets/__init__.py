@@ -10,6 +10,7 @@ from .photo import PhotoExplorer, shrink
 from .quantizer import QuantizerExplorer
 from .randomized import RandomizedExplorer
 from .rank_bits import RankBitsExplorer
+from .rate_distortion import RateDistortionExplorer
 from .spectrum import SpectrumExplorer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "QuantizerExplorer",
     "RandomizedExplorer",
     "RankBitsExplorer",
+    "RateDistortionExplorer",
     "SpectrumExplorer",
     "minilm_choices",
     "shrink",

@@ -9,6 +9,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from ..errors import water_filling
 from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, SVDCompressedLinear
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
@@ -24,6 +25,7 @@ from .explorer import CSS, esm
 from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
 from .rank_bits import best_within, pareto_front
+from .rate_distortion import wasted_bits
 
 # Ce que règle QuantizerExplorer, bits à part : symétrie, écrêtage, qui partage une échelle.
 SETTINGS = list(itertools.product((True, False), CLIPPINGS, (PerTensor(), PerChannel(0), PerGroup(8))))
@@ -96,6 +98,7 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
         sizes = [m, n, rank, bits, m + n]
         cases.append(case("QuantizedLowRankLinear.nbytes", "factorBits", sizes, 8 * by_row.nbytes()))
     cases += choice_cases(generator)
+    cases += rate_cases(S, generator)
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
         bits = int(torch.randint(1, 9, (), generator=generator))
@@ -130,6 +133,19 @@ def choice_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
     for limit in (0, int(torch.randint(1, 8, (), generator=generator)), 8):
         yield case("best_within", "bestWithin", [errors, sizes, limit], best_within(errors, sizes, limit))
     yield case("pareto_front", "paretoFront", [errors, sizes], pareto_front(errors, sizes))
+
+
+def rate_cases(S: Tensor, generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que RateDistortionExplorer recalcule : la droite de Shannon, ce qui en sépare, le remplissage d'eau."""
+    bits = float(10 * torch.rand((), generator=generator))
+    yield case("water_filling, spectre plat", "shannonError", [bits], water_filling(torch.ones(5), bits)[0])
+    error = float(torch.rand((), generator=generator)) ** 4
+    yield case("wasted_bits", "wastedBits", [bits, error], wasted_bits(bits, error))
+    flat = torch.cat([torch.ones(2), torch.zeros(2)])  # des directions à zéro ne reçoivent jamais rien
+    for spectrum, budget in [(S, bits), (S, bits / 50), (S, 0.0), (flat, bits), (torch.zeros(3), bits)]:
+        found, allocation = water_filling(spectrum, budget)
+        expected = torch.cat([torch.tensor([found]), allocation])
+        yield case("water_filling", "waterFilling", [spectrum, budget], expected, whole=True)
 
 
 def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:

@@ -80,6 +80,39 @@ export function paretoFront(errors, sizes) {
   return front;
 }
 
+/** lrq.water_filling d'un spectre plat, la borne de Shannon : l'erreur relative d'un bruit blanc gaussien à R bits par
+ *  coefficient. */
+export function shannonError(bits) {
+  return 2 ** -bits;
+}
+
+/** lrq.widgets.rate_distortion.wasted_bits : les bits de trop, par rapport à cette droite ; −∞ sans erreur. */
+export function wastedBits(rate, error) {
+  return rate + Math.log2(error);
+}
+
+/** lrq.water_filling : l'erreur relative, puis les bits de chaque direction, dans l'ordre du spectre S. */
+export function waterFilling(S, bits) {
+  const found = new Float64Array(S.length + 1);
+  if (S[0] === 0) return found;
+  const energies = Array.from(S, (value) => 2 * Math.log2(value / S[0])).filter((energy) => energy > -Infinity);
+  let sum = 0;
+  const levels = energies.map((energy, k) => {
+    sum += energy;
+    return (sum - 2 * bits * S.length) / (k + 1); // log₂ θ, si k + 1 directions se partagent tous les bits
+  });
+  const kept = Math.max(1, energies.filter((energy, k) => energy > levels[k]).length);
+  const level = levels[kept - 1];
+  let [left, whole] = [0, 0];
+  energies.forEach((energy, k) => {
+    if (k < kept) found[k + 1] = Math.max(0, (energy - level) / 2);
+    left += 2 ** Math.min(energy, level);
+    whole += 2 ** energy;
+  });
+  found[0] = Math.sqrt(left / whole);
+  return found;
+}
+
 /** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. Au-delà de 1,5 · 2⁵², un
  *  float64 n'a plus que des entiers, et l'addition arrondit ; pour abs(x) < 2⁵¹. */
 export function roundHalfEven(x) {
