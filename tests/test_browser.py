@@ -20,7 +20,14 @@ from bs4 import BeautifulSoup
 from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
-from lrq.widgets import PhotoExplorer, QuantizerExplorer, RandomizedExplorer, RankBitsExplorer, SpectrumExplorer
+from lrq.widgets import (
+    PhotoExplorer,
+    QuantizerExplorer,
+    RandomizedExplorer,
+    RankBitsExplorer,
+    RateDistortionExplorer,
+    SpectrumExplorer,
+)
 
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -51,6 +58,7 @@ RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-contro
 RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
 MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
+RATE_POINT, RECIPE = '[data-control="rate-point"]', '[data-control="recipe"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 STILL = f"{TWO_FRAMES}.then(() => document.getAnimations().forEach(fade => fade.finish()))"  # sans attendre les fondus
 SETTLED = f"async () => {{ await window.MathJax?.startup?.promise; await document.fonts.ready; await {TWO_FRAMES}; }}"
@@ -655,11 +663,56 @@ def test_pairs_are_picked_on_the_map(opened, page_name):
         check_map_picking(root)
 
 
+def check_rate_keys(root):
+    root.locator(BUDGET).evaluate(SET, 41)
+    settings_after(root, {"budget": 41})
+    for key, expected in [
+        ("ArrowRight", 42),
+        ("ArrowUp", 43),
+        ("ArrowLeft", 42),
+        ("ArrowDown", 41),
+        ("PageUp", 51),
+        ("PageDown", 41),
+        ("End", 100),
+        ("ArrowRight", 100),
+        ("Home", 5),
+        ("ArrowLeft", 5),
+    ]:
+        root.locator(RATE_POINT).press(key)
+        assert settings_after(root, {"budget": expected})["budget"] == expected, f"{label(root)} : {key}"
+        assert float(root.locator(RATE_POINT).get_attribute("aria-valuenow")) == expected / 10
+
+
+def check_rate_picking(root):
+    root.locator(BUDGET).evaluate(SET, 20)
+    settings_after(root, {"budget": 20})
+    root.locator(RATE_POINT).scroll_into_view_if_needed()
+    plot = root.locator(".lrq-plot").bounding_box()
+    mouse, (x, y) = root.page.mouse, (plot["x"] + 0.7 * plot["width"], plot["y"] + 0.5 * plot["height"])
+    mouse.click(x, y)
+    assert waits(root, "(root, low) => Number(root.querySelector('[data-control=budget]').value) > low", 60)
+    far = settings(root)["budget"]
+    mouse.move(x, y)
+    mouse.down()
+    mouse.move(plot["x"] + 0.3 * plot["width"], y, steps=4)
+    mouse.up()
+    assert waits(root, "(root, high) => Number(root.querySelector('[data-control=budget]').value) < high", far - 20)
+
+
+@explored
+def test_rates_are_picked_on_the_drawing(opened, page_name):
+    """Au clavier, d'un clic, ou en tirant le budget : le curseur suit."""
+    page = opened(page_name)
+    for root in explorers(page, RATE_POINT):
+        check_rate_keys(root)
+        check_rate_picking(root)
+
+
 @explored
 def test_labels_stay_in_the_drawing_and_apart(opened, page_name, rng):
     """Des réglages au hasard, sur un téléphone : aucune étiquette n'en couvre une autre ni ne sort de la figure."""
     page = opened(page_name, "phone")
-    for root in explorers(page, f"{POINT}, {BITS_POINT}, {MAP_POINT}"):
+    for root in explorers(page, f"{POINT}, {BITS_POINT}, {MAP_POINT}, {RATE_POINT}"):
         for _ in range(20):
             randomize(root, rng)
             assert root.evaluate(OVERLAPS) == [], settings(root)
@@ -1037,6 +1090,106 @@ def test_the_map_and_python_choose_alike(mounted, rank_bits, rng):
     assert noise == []
 
 
+@pytest.fixture(scope="module")
+def rate_distortion():
+    """Les courbes du livre ; elles prennent quelques secondes."""
+    return RateDistortionExplorer.of_minilm()
+
+
+def test_any_matrix_has_its_curves(mounted, rng):
+    """Nulle, constante, d'un seul nombre, d'unité extravagante, sans groupes : toujours un dessin fini."""
+    W = torch.tensor(rng.standard_normal((12, 32)), dtype=torch.float32)
+    wild = {"minuscule": W * 1e-36, "énorme": W * 1e36, "constante": torch.ones(40, 64), "nulle": torch.zeros(9, 32)}
+    cases = (wild, torch.ones(1, 1), torch.ones(1, 9), W[:, :7])
+    page, noise = mounted([RateDistortionExplorer(case) for case in cases])
+    page.set_viewport_size(PHONE)
+    for root in explorers(page):
+        for _ in range(25):
+            randomize(root, rng)
+            assert not re.search(r"NaN|Infinity|undefined|∞", root.evaluate(SHOWN)), label(root)
+            assert root.evaluate(OVERLAPS) == [], root.inner_text()
+            assert page.evaluate(SIDEWAYS) is None
+    assert page.locator('[data-control="matrix"]').count() == 1
+    page.close()
+    assert noise == []
+
+
+def test_the_curves_keep_their_height_and_their_labels_apart(mounted, rate_distortion, rng):
+    page, noise = mounted([rate_distortion])
+    root = page.locator(".lrq-explorer")
+    for width in (760, 704, 676, 640, 576, 560, 360, 344, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for _ in range(25):
+            randomize(root, rng)
+            heights.add(round(root.bounding_box()["height"]))
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {settings(root)}"
+            assert page.evaluate(SIDEWAYS) is None
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+def test_the_curves_are_explored_by_hand(mounted, randn):
+    """Au clavier, à la souris, et par le menu qui met une recette en avant."""
+    page, noise = mounted([RateDistortionExplorer(randn(48, 32))])  # chaque ligne est un groupe
+    root = page.locator(".lrq-explorer")
+    check_rate_keys(root)
+    check_rate_picking(root)
+    for recipe, name in (("float32", "Rang faible, float32"), ("group", "Par groupe")):
+        root.locator(RECIPE).select_option(recipe)
+        page.evaluate(TWO_FRAMES)
+        assert root.locator(".lrq-shown th").inner_text().startswith(name)
+    root.locator(BUDGET).evaluate(SET, 100)
+    page.evaluate(TWO_FRAMES)
+    assert root.locator(".lrq-shown th").inner_text().replace("\u00a0", " ").endswith("de 32, 8 bits")
+    root.locator(BUDGET).evaluate(SET, 5)
+    page.evaluate(TWO_FRAMES)
+    assert root.locator('[data-readout="verdict"]').inner_text().startswith("Rien ne tient dans 0,5")
+    assert root.locator(".lrq-winner").count() == 0
+    page.close()
+    assert noise == []
+
+
+def test_the_curves_are_accessible(mounted, rate_distortion):
+    page, _ = mounted([rate_distortion])
+    page.evaluate(UNFOLD)
+    assert axe(page, WCAG) == []
+    wear(page, "dark")
+    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
+    for control in controls(page.locator(".lrq-explorer")):
+        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
+    page.close()
+
+
+def test_the_curves_and_python_choose_alike(mounted, rate_distortion, rng):
+    """À des réglages au hasard, la page montre la recette et les nombres de Python, et son code dit vrai."""
+    page, noise = mounted([rate_distortion])
+    root, ran = page.locator(".lrq-explorer"), 0
+    page.evaluate(UNFOLD)
+    for turn in range(48):
+        randomize(root, rng)
+        for trait in ("matrix", "recipe"):
+            setattr(rate_distortion, trait, root.locator(f'[data-control="{trait}"]').input_value())
+        budget = rate_distortion.budget = settings(root)["budget"] / 10
+        error, kept = rate_distortion.water
+        said = [f"{100 * 2**-budget:.2f} %, {100 * error:.2f} %, {kept} directions"]
+        if rate_distortion.point is not None:
+            found = f"{100 * rate_distortion.error:.2f} %, {rate_distortion.rate:.2f} bits"
+            said.insert(0, f"{found}, {rate_distortion.wasted:+.2f}")
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        promises = promised(snippet)
+        assert len(promises) == len(said)
+        assert all(map(agree, promises, said)), f"{rate_distortion}\n{snippet}"
+        if turn % 6 == 0:
+            ran += 1
+            assert all(map(agree, promises, printed(snippet))), snippet
+    assert ran
+    page.close()
+    assert noise == []
+
+
 def test_a_quantizer_without_groups_goes_back_to_rows(mounted, randn):
     """Choisir une matrice dont les lignes ne font pas de groupes entiers : le menu les refuse, la figure le suit."""
     page, noise = mounted(
@@ -1171,6 +1324,17 @@ def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
         x, width, y = middle(root.locator(".lrq-map"))
         swipe(x + 0.5 * width, y, 60, 0)
         assert settings_after(root, {"n_bits": 6})["n_bits"] > 4, label(root)
+    for root in explorers(page, RATE_POINT):
+        root.locator(BUDGET).evaluate(SET, 30)
+        before = settings_after(root, {"budget": 30})
+        for target in [root.locator(".lrq-plot"), root.locator(BUDGET)]:
+            x, width, y = middle(target)
+            swipe(x + 0.8 * width, y, 3, -150)
+            assert settings(root) == before, label(root, target)
+        x, width, y = middle(root.locator(".lrq-plot"))
+        swipe(x + 0.5 * width, y, 60, 0)
+        page.evaluate(TWO_FRAMES)
+        assert settings(root)["budget"] > 40, label(root)
     for root in explorers(page, MAP_POINT):
         root.locator(BUDGET).evaluate(SET, 10)
         put_on_map(root, 1, 1)

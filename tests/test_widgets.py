@@ -21,12 +21,14 @@ from lrq.widgets import (
     QuantizerExplorer,
     RandomizedExplorer,
     RankBitsExplorer,
+    RateDistortionExplorer,
     SpectrumExplorer,
     minilm_choices,
     photo,
     quantizer,
     randomized,
     rank_bits,
+    rate_distortion,
     shrink,
     spectrum,
 )
@@ -140,7 +142,9 @@ def test_python_is_told_of_every_change(matrix):
 # --- les matrices refusées, les matrices trop grandes -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explorer", [SpectrumExplorer, PhotoExplorer, QuantizerExplorer, RankBitsExplorer])
+@pytest.mark.parametrize(
+    "explorer", [SpectrumExplorer, PhotoExplorer, QuantizerExplorer, RankBitsExplorer, RateDistortionExplorer]
+)
 @pytest.mark.parametrize(
     ("W", "error", "words"),
     [
@@ -177,6 +181,8 @@ def test_a_bad_collection_is_refused(matrices):
         QuantizerExplorer(matrices)
     with pytest.raises(ValueError, match="matrices"):
         RankBitsExplorer(matrices)
+    with pytest.raises(ValueError, match="matrices"):
+        RateDistortionExplorer(matrices)
 
 
 def test_colour_images_are_told_how_to_become_grey():
@@ -911,6 +917,243 @@ def test_noise_loses_more_than_query_at_the_same_pair(mapped):
 @pytest.mark.parametrize("prompt", rank_bits.PROMPTS.values())
 def test_lines_of_the_map_break_where_they_may(prompt):
     assert not re.search(r" [:;?=]|= ", rank_bits.UNBROKEN.sub("\u00a0", prompt))
+
+
+# --- débit et distorsion ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rated():
+    """La figure du livre ; ses courbes se calculent une fois."""
+    return RateDistortionExplorer.of_minilm()
+
+
+def recipe_layer(W, recipe, candidate):
+    """La couche que décrit un point d'une courbe, faite par lrq."""
+    linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False)
+    linear.weight.data = W
+    if recipe == "float32":
+        return lrq.SVDCompressedLinear.from_linear(linear, candidate.rank)
+    if recipe in ("low_rank", "residual"):
+        return made(W, recipe, candidate)
+    clipping = "mse" if recipe == "mse" else "min_max"
+    granularity = {"tensor": lrq.PerTensor(), "group": candidate.granularity}.get(recipe, lrq.PerChannel(0))
+    return lrq.QuantizedLinear.from_linear(linear, candidate.n_bits, granularity, clipping)
+
+
+def check_curve(W, curves, recipe, place):
+    """Un point d'une courbe dit ce que fait la couche ; à peine moins bien au rang plein, où rien ne devrait rester."""
+    candidate = curves.points[recipe][int(place)]
+    layer = recipe_layer(W, recipe, candidate)
+    assert layer.nbytes() == candidate.nbytes, candidate
+    assert layer.reconstruction_error(W) == pytest.approx(candidate.error, rel=1e-5, abs=1e-6), candidate
+
+
+def test_the_curves_say_what_the_layers_do(rated, rng):
+    """Sur les vraies matrices, des points au hasard de chaque recette."""
+    for name in rate_distortion.PROMPTS:
+        rated.matrix = name
+        record = next(choice for choice in rated._choices if choice["name"] == name)
+        exec(record["code"], names := {})
+        for recipe, points in rated.curves.points.items():
+            for place in rng.choice(len(points), 2, replace=False):
+                check_curve(names["W"], rated.curves, recipe, place)
+
+
+def test_small_curves_say_what_the_layers_do(randn, rng):
+    for _ in range(8):
+        m, n = (int(x) for x in rng.integers(1, 20, 2))
+        W = randn(m, n * int(rng.choice([1, 32])))
+        curves = RateDistortionExplorer(W).curves
+        assert set(curves.points) == set(rate_distortion.RECIPES) - (set() if W.shape[1] % 32 == 0 else {"group"})
+        for recipe, points in curves.points.items():
+            for place in rng.integers(len(points), size=4):
+                check_curve(W, curves, recipe, place)
+
+
+def test_groups_are_of_32_when_they_may_be(randn):
+    sizes = {n: RateDistortionExplorer(randn(6, n)).curves.points["group"][0].granularity.size for n in (32, 64, 96)}
+    assert sizes == {32: 32, 64: 32, 96: 32}
+
+
+def test_the_best_of_each_recipe_fits_the_budget(randn, rng):
+    explorer = RateDistortionExplorer(randn(24, 64))
+    table = rank_bits.Table(explorer.curves.W)
+    for tenths in rng.choice(list(rate_distortion.BUDGETS), 12, replace=False).tolist():
+        explorer.budget = tenths / 10
+        allowed = {
+            recipe: [c for c in points if 80 * c.nbytes <= tenths * 24 * 64]
+            for recipe, points in explorer.curves.points.items()
+        }
+        for recipe, best in explorer.bests.items():
+            assert (best is None) == (not allowed[recipe])
+            assert best is None or best.error == min(c.error for c in allowed[recipe])
+            assert best is None or explorer.curves.rate(best) <= explorer.budget + 1e-9
+        for order in ("low_rank", "residual"):  # l'enveloppe n'a rien perdu de la table
+            assert explorer.bests[order] == table.best(order, tenths * 24 * 64 / 80)
+        found = [best.error for best in explorer.bests.values() if best]
+        assert explorer.error == (min(found) if found else 1.0)
+        if explorer.point is not None:
+            assert explorer.point == explorer.bests[explorer.winner]
+            assert explorer.wasted == pytest.approx(explorer.rate - math.log2(1 / explorer.error))
+
+
+def test_a_budget_exactly_reached_is_enough(randn):
+    """32 bits d'échelle pour 320 poids : 4 bits par poids en font 4,1."""
+    explorer = RateDistortionExplorer(randn(10, 32), budget=4.1, recipe="tensor")
+    assert (explorer.point.n_bits, explorer.rate) == (4, 4.1)
+    explorer.budget = 4
+    assert explorer.point.n_bits == 3
+
+
+def test_the_theory_is_that_of_lrq(rated):
+    for name in rate_distortion.PROMPTS:
+        rated.matrix = name
+        S = lrq.singular_values(rated.curves.W)
+        for budget in (0.5, 2.0, 7.3):
+            rated.budget = budget
+            error, allocation = lrq.water_filling(S, budget)
+            assert rated.water[0] == pytest.approx(error, rel=1e-5)
+            assert abs(rated.water[1] - int((allocation > 0).sum())) <= 1
+    for bits in (0.0, 1.5, 8.0):
+        assert rate_distortion.wasted_bits(bits, 2**-bits) == pytest.approx(0)
+        assert rate_distortion.wasted_bits(bits, 0.0) == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("budget", [0.4, 10.1, 4.15, 0, -1, float("nan"), float("inf"), None, "4", True]),
+        ("recipe", ["ailleurs", "", 3, None, ["row"]]),
+        ("matrix", ["ailleurs", "", 3, ["W"]]),
+    ],
+)
+def test_impossible_rates_are_refused_and_change_nothing(randn, trait, values):
+    W = randn(6, 32)
+    explorer = RateDistortionExplorer(W, budget=3)
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            RateDistortionExplorer(W, **{trait: value})
+
+
+def test_python_and_the_page_set_the_rate(randn):
+    explorer, seen = RateDistortionExplorer({"a": randn(6, 32), "b": randn(5, 7)}), []
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), ["matrix", "budget", "recipe"])
+    explorer.budget = 0.1 + 0.2 + 4  # 4,3 à l'arrondi près
+    explorer.set_state({"matrix": "b", "budget": 6, "recipe": "group"})
+    assert seen == [("budget", 4.3), ("matrix", "b"), ("budget", 6.0), ("recipe", "group")]
+    assert explorer.point is None  # 7 colonnes ne font pas de groupes
+    assert "rien n'y tient" in repr(explorer)
+    with pytest.raises(traitlets.TraitError, match="budget"):
+        explorer.set_state({"recipe": "row", "budget": 40})
+    assert (explorer.recipe, explorer.budget) == ("group", 6.0)
+
+
+def test_the_page_gets_the_curves_in_order(randn):
+    explorer = RateDistortionExplorer({"a": randn(6, 32), "b": Choice(randn(5, 5), code="W = 0")})
+    values, expected = np.frombuffer(explorer._values, "<f4").tolist(), []
+    for curves in explorer._curves.values():
+        expected += curves.S.tolist()
+        expected += [c.error for recipe, points in curves.points.items() if recipe != "float32" for c in points]
+    assert values == expected
+    first, second = explorer._choices
+    assert ("group" in first["points"], "group" in second["points"]) == (True, False)
+    assert first["points"]["tensor"] == [[bits, 0, 1] for bits in range(1, 9)]
+    assert first["points"]["row"] == [[bits, 0, 6] for bits in range(1, 9)]
+    assert (first["code"], second["code"]) == ("# W : votre matrice, en tenseur float32", "W = 0")
+
+
+@pytest.mark.parametrize("W", [torch.zeros(3, 4), torch.full((4, 3), 0.5), torch.ones(1, 1), torch.ones(1, 7)])
+def test_degenerate_matrices_have_curves(W):
+    explorer = RateDistortionExplorer(W)
+    assert np.isfinite([c.error for points in explorer.curves.points.values() for c in points]).all()
+    assert "nan" not in repr(explorer)
+    assert "inf" not in repr(explorer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+def test_every_real_dtype_has_curves(randn, dtype):
+    W = (10 * randn(9, 6)).to(dtype)
+    shown = {repr(RateDistortionExplorer(form, budget=9)) for form in (W, W.float(), W.float().numpy())}
+    assert len(shown) == 1
+
+
+def test_the_state_of_the_curves_is_light_and_its_matrices_few(rated, monkeypatch):
+    assert state_size(rated) <= STATE_LIMIT
+    longest = max(rated._curves.values(), key=lambda curves: len(str(curves.record())))
+    monkeypatch.setattr(rate_distortion, "Curves", lambda W: longest)
+    many = {f"matrice {i}": torch.ones(1, 1) for i in range(rate_distortion.MAX_MATRICES)}
+    assert state_size(RateDistortionExplorer(many)) <= STATE_LIMIT
+    with pytest.raises(ValueError, match="matrices : reçu 13 matrices, attendu au plus 12"):
+        RateDistortionExplorer(many | {"une de trop": torch.ones(1, 1)})
+    with pytest.raises(ValueError, match="matrices : reçu 9000 valeurs singulières en tout, attendu au plus 8000"):
+        RateDistortionExplorer({i: torch.ones(4500, 4500) for i in range(2)})
+
+
+def test_rate_distortion_repr_is_stable_and_tells_the_state(rated):
+    rated.matrix, rated.budget, rated.recipe = "query, bloc 1", 4.1, "best"
+    assert repr(rated) == (
+        "RateDistortionExplorer « query, bloc 1 », 384 × 384, 4,1 bits par poids : une échelle par ligne, au moindre "
+        "carré, erreur 11,6 % pour 4,08 bits, à 0,98 bit de la droite"
+    )
+
+
+def rates(rated, name):
+    """Erreur, bits de trop et façon la plus fidèle, à chaque budget d'une matrice."""
+    rated.matrix, rated.recipe, found = name, "best", {}
+    for tenths in rate_distortion.BUDGETS:
+        rated.budget = tenths / 10
+        errors = {recipe: best.error for recipe, best in rated.bests.items() if best}
+        wasted = {
+            recipe: rate_distortion.wasted_bits(rated.curves.rate(best), best.error)
+            for recipe, best in rated.bests.items()
+            if best
+        }
+        found[tenths] = errors, wasted, rated.winner
+    return found
+
+
+def test_groups_of_query_do_not_pay_for_their_scales(rated):
+    found = rates(rated, "query, bloc 1")
+    assert found[50][2] == "group"
+    for tenths in range(51, 58):  # un dixième de bit de plus, et les lignes ont un bit de plus
+        errors = found[tenths][0]
+        assert errors["mse"] < errors["row"] < 0.7 * errors["group"]
+
+
+def test_a_giant_weight_makes_six_bits_worse_than_one(rated):
+    found = rates(rated, "dense 2, bloc 1")
+    one, *_, six, _, _ = (c.error for c in rated.curves.points["tensor"])
+    assert one < 0.66 < 0.94 < six
+    ahead = [t for t, (errors, _, _) in found.items() if "group" in errors and errors["group"] < errors["mse"]]
+    assert set(range(60, 101)) <= set(ahead)
+    assert not set(ahead) & set(range(51, 60))
+    assert all(found[tenths][0]["mse"] <= found[tenths][0]["row"] for tenths in range(60, 101))
+
+
+def test_positions_pass_under_the_line_up_to_four_bits(rated):
+    found = rates(rated, "vecteurs de position")
+    assert [t for t, (_, wasted, _) in found.items() if wasted["low_rank"] < 0] == list(range(5, 43))
+    assert [t for t, (_, _, winner) in found.items() if winner == "low_rank"] == list(range(5, 63))
+
+
+def test_nothing_passes_under_the_line_of_noise_but_water(rated):
+    found = rates(rated, "hasard gaussien")
+    points = [c for all_ in rated.curves.points.values() for c in all_ if rated.curves.rate(c) <= 10]
+    assert min(rate_distortion.wasted_bits(rated.curves.rate(c), c.error) for c in points) > 0
+    assert min(found[11][1], key=found[11][1].get) == "tensor"
+    for tenths in rate_distortion.BUDGETS:
+        rated.budget = tenths / 10
+        assert rated.water[0] < 2**-rated.budget
+
+
+@pytest.mark.parametrize("prompt", rate_distortion.PROMPTS.values())
+def test_lines_of_the_curves_break_where_they_may(prompt):
+    assert not re.search(r" [:;?=!]|= ", rate_distortion.UNBROKEN.sub("\u00a0", prompt))
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

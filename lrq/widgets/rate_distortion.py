@@ -39,8 +39,8 @@ MAX_VALUES = 8_000  # valeurs singulières en tout, 4 octets chacune : le rempli
 PROMPTS = {
     "query, bloc 1": "Une échelle de 32 bits par groupe de 32 coûte 1 bit par poids : le rend-elle ? Comparez les "
     "groupes et les lignes, à 5 bits, puis à 5,1.",
-    "dense 2, bloc 1": "Un poids géant étire la grille : avec une échelle unique, 6 bits valent moins qu’un seul ! À "
-    "partir d’où les groupes de 32, qui l’isolent, battent-ils toujours les lignes ?",
+    "dense 2, bloc 1": "Un poids géant étire la grille : avec une échelle unique, 6 bits valent moins qu’un "
+    "seul\u00a0! À partir d’où les groupes de 32, qui l’isolent, battent-ils toujours les lignes ?",
     "vecteurs de position": "Sous la droite : W n’est pas blanche. Jusqu’à combien de bits le rang faible quantifié y "
     "reste-t-il ? Et jusqu’où est-il le plus fidèle ?",
     "hasard gaussien": "Ici la droite est une loi : nulle recette ne passe dessous. À 1,1 bit, laquelle s’en approche "

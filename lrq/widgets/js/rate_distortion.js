@@ -62,7 +62,7 @@ const plural = (count, word, digits = 0) => `${fr(count, digits)}\u00a0${word}${
 /** Une erreur, à trois chiffres environ. */
 const inPercent = (share) =>
   share > 0 && share < 5e-5 ? "moins de 0,01\u00a0%" : `${fr(100 * share, share < 0.1 ? 2 : 1)}\u00a0%`;
-const signed = (value) => (value < 0 ? "" : "+") + fr(value, 2);
+const signed = (value) => (value < 0 ? "" : "+") + fr(value, Math.abs(value) < 10 ? 2 : 1);
 const inDecibels = (error) => `${fr(-20 * Math.log10(error), 1)}\u00a0dB`;
 
 /** Les points d'une matrice, par recette : bits, rang, échelles de W, erreur, taille en bits et bits par poids. */
@@ -116,13 +116,12 @@ const count = ({ rows, columns, points }) =>
   Math.min(rows, columns) + Object.values(points).reduce((sum, settings) => sum + settings.length, 0);
 
 /** Qui partage une échelle de W, en français puis en code. */
-const sharingWord = (size) => (size < 0 ? "une échelle" : size ? `par groupe de ${size}` : "par ligne");
-const sharingCode = (size) =>
-  size < 0 ? "lrq.PerTensor()" : size ? `lrq.PerGroup(${size})` : "lrq.PerChannel(0)";
+const sharingWord = (size) => (size < 0 ? "à une échelle" : size ? `par groupe de ${size}` : "par ligne");
+const sharingCode = (size) => (size < 0 ? "lrq.PerTensor()" : size ? `lrq.PerGroup(${size})` : "lrq.PerChannel(0)");
 
 /** Qui partage une échelle : la recette le dit, sauf pour les groupes et la base d'un résidu. */
-const shared = (matrix, recipe, point) =>
-  recipe === "tensor" ? -1 : recipe === "row" || recipe === "mse" ? 0 : matrix.sharing(point);
+const shared = ({ rows, columns, sharing }, recipe, point) =>
+  ({ tensor: -1, row: 0, mse: 0, group: (rows * columns) / point.blocks })[recipe] ?? sharing(point);
 
 /** Le réglage d'un point, en peu de mots. */
 function described(matrix, recipe, point) {
@@ -131,7 +130,7 @@ function described(matrix, recipe, point) {
   if (recipe === "float32") return r;
   if (recipe === "low_rank") return `${r}, ${plural(bits, "bit")}`;
   if (recipe === "residual") return `${plural(bits, "bit")} ${sharingWord(shared(matrix, recipe, point))}, ${r}`;
-  if (recipe === "group") return `de ${matrix.sharing(point)}, ${plural(bits, "bit")}`;
+  if (recipe === "group") return `de ${shared(matrix, recipe, point)}, ${plural(bits, "bit")}`;
   if (recipe === "mse") return `par ligne, ${plural(bits, "bit")}`;
   return plural(bits, "bit");
 }
@@ -166,7 +165,12 @@ function verdict(matrix, budget, found, winner) {
   ];
   if (!winner) {
     const least = Math.min(...known.map((recipe) => lightest[recipe]));
-    return ["Rien ne tient dans ", allowed, ` par poids\u00a0: il en faut au moins ${fr(Math.ceil(10 * least) / 10, 1)}. `, ...water];
+    return [
+      "Rien ne tient dans ",
+      allowed,
+      ` par poids\u00a0: il en faut au moins ${fr(Math.ceil(10 * least) / 10, 1)}. `,
+      ...water,
+    ];
   }
   const point = found[winner];
   const head = [
@@ -217,10 +221,7 @@ function snippet(matrix, budget, recipe, point) {
       `layer = lrq.${made ?? `QuantizedLinear.from_linear(linear, ${bits}, ${granularity})`}`,
       "error, rate = layer.reconstruction_error(W), 8 * layer.nbytes() / W.numel()",
       point.error > 0
-        ? [
-            `print(${shown}, {rate + math.log2(error):+.2f}")`,
-            `${found}, ${wasted < 0 ? "" : "+"}${wasted.toFixed(2)}`,
-          ]
+        ? [`print(${shown}, {rate + math.log2(error):+.2f}")`, `${found}, ${wasted < 0 ? "" : "+"}${wasted.toFixed(2)}`]
         : [`print(${shown}")`, found],
     );
   }
@@ -345,7 +346,7 @@ function build(root, model) {
   );
   const table = element(
     "table",
-    { class: "lrq-recipes", "data-readout": "recipes" },
+    { class: "lrq-recipes", "data-readout": "recipes", "aria-label": "Chaque recette, dans le budget" },
     element("thead", {}, element("tr", {}, ...titles)),
     element("tbody", {}, ...lines),
   );
@@ -415,7 +416,9 @@ function build(root, model) {
 
     // Les courbes ; ce qui est trop petit ou trop lourd pour le cadre s'y arrête.
     const inside = (points) =>
-      points.filter(({ rate, error }) => rate <= WIDEST && error >= LEAST).map(({ rate, error }) => [x(rate), y(error)]);
+      points
+        .filter(({ rate, error }) => rate <= WIDEST && error >= LEAST)
+        .map(({ rate, error }) => [x(rate), y(error)]);
     const path = (places) =>
       curve(
         places.map(([px]) => px),
@@ -470,7 +473,9 @@ function build(root, model) {
         const parts = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / 9));
         return Array.from({ length: parts }, (_, k) => [ax + ((bx - ax) * k) / parts, ay + ((by - ay) * k) / parts]);
       });
-    const traced = Object.fromEntries([...Object.entries(places), ...Object.entries(bounds)].map(([k, v]) => [k, along(v)]));
+    const traced = Object.fromEntries(
+      [...Object.entries(places), ...Object.entries(bounds)].map(([k, v]) => [k, along(v)]),
+    );
     const column = Array.from({ length: 40 }, (_, i) => [x(budget), MARGIN.top + ((bottom - MARGIN.top) * i) / 40]);
     const around = {
       bounds: { left: MARGIN.left + 2, right, top: 18, bottom: bottom - 12 },
@@ -535,7 +540,12 @@ function build(root, model) {
     ];
     const low = (all) => all.filter(([, py]) => py > (MARGIN.top + bottom) / 2);
     const name = (key, tolerance) =>
-      place(labels[key], [RECIPES[key].word], [...near(places[key].slice(-1), [...above, ...below]), ...near(traced[key], [...above, ...below])], tolerance);
+      place(
+        labels[key],
+        [RECIPES[key].word],
+        [...near(places[key].slice(-1), [...above, ...below]), ...near(traced[key], [...above, ...below])],
+        tolerance,
+      );
     if (places[shown]) name(shown, 999);
     place(labels.shannon, ["droite de Shannon", "Shannon"], near(low(traced.shannon), [...below, ...above]).reverse());
     place(labels.water, ["remplissage d’eau", "eau"], near(low(traced.water), [...below, ...above]).reverse());
@@ -549,7 +559,9 @@ function build(root, model) {
     for (const [key, { row, detail, numbers }] of Object.entries(cells)) {
       const point = found[key];
       const [error, rate, wasted, decibels] = numbers;
-      set(row, { class: [key === winner ? "lrq-winner" : "", key === shown ? "lrq-shown" : ""].join(" ").trim() || null });
+      set(row, {
+        class: [key === winner ? "lrq-winner" : "", key === shown ? "lrq-shown" : ""].join(" ").trim() || null,
+      });
       detail.textContent = point
         ? described(current, key, point)
         : current.known.includes(key)
