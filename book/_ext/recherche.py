@@ -2,7 +2,7 @@
 
 Chaque mot accentué entre dans l'index deux fois, tel quel et sans accents, et toute racine y perd les siens : les
 terminaisons du français (« -ière », « -ée ») ne se reconnaissent qu'accentuées. La plus courante se ramène à la main :
-« singulieres » donne la racine « singuli », comme « singuliers » et « singulières ». `livre/recherche.js` en fait autant
+« singulieres » donne la racine « singuli », comme « singuliers » et « singulières ». `livre/recherche.js` fait de même
 de la question posée.
 """
 
