@@ -73,6 +73,7 @@ def test_javascript_agrees_with_pytorch(gaps, cases):
         ("2 * bits * S.length", "bits * S.length", "water_filling"),
         ("Math.min(energy, level)", "energy", "water_filling"),
         ("(energy - level) / 2", "energy - level", "water_filling"),
+        ("gains[i] * bound + added", "bound + added", "propagation_bound"),
         ("rank / (oversample - 1)", "rank / oversample", "halko_bound"),
         ("error / optimum - 1", "error - optimum", "RandomizedExplorer.excess"),
         ("Math.sqrt(m) + Math.sqrt(n)", "Math.sqrt(m + n)", "marchenko_pastur_edge"),

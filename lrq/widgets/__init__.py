@@ -7,6 +7,7 @@ from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
 from .photo import PhotoExplorer, shrink
+from .propagation import PropagationExplorer
 from .quantizer import QuantizerExplorer
 from .randomized import RandomizedExplorer
 from .rank_bits import RankBitsExplorer
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "Explorer",
     "PhotoExplorer",
+    "PropagationExplorer",
     "QuantizerExplorer",
     "RandomizedExplorer",
     "RankBitsExplorer",

@@ -9,7 +9,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from ..errors import water_filling
+from ..errors import propagation_bound, water_filling
 from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, SVDCompressedLinear
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
@@ -99,6 +99,7 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
         cases.append(case("QuantizedLowRankLinear.nbytes", "factorBits", sizes, 8 * by_row.nbytes()))
     cases += choice_cases(generator)
     cases += rate_cases(S, generator)
+    cases.append(propagation_case(generator))
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
         bits = int(torch.randint(1, 9, (), generator=generator))
@@ -146,6 +147,13 @@ def rate_cases(S: Tensor, generator: torch.Generator) -> Iterator[dict[str, Any]
         found, allocation = water_filling(spectrum, budget)
         expected = torch.cat([torch.tensor([found]), allocation])
         yield case("water_filling", "waterFilling", [spectrum, budget], expected, whole=True)
+
+
+def propagation_case(generator: torch.Generator) -> dict[str, Any]:
+    """Ce que PropagationExplorer recalcule : la borne d'une chaîne de couches, dont l'une est entière."""
+    gains, own = (3 * torch.rand(4, generator=generator)).tolist(), torch.rand(4, generator=generator).tolist()
+    own[int(torch.randint(1, 4, (), generator=generator))] = 0.0
+    return case("propagation_bound", "propagationBound", [gains, own], propagation_bound(gains, own))
 
 
 def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:

@@ -165,6 +165,10 @@ export function possible(model, trait, nearest) {
   return value;
 }
 
+/** De plusieurs valeurs, la plus proche. */
+export const closest = (values, wanted) =>
+  values.reduce((found, value) => (Math.abs(value - wanted) < Math.abs(found - wanted) ? value : found));
+
 /** Le rang du modèle, ramené à 1 … p. */
 export const possibleRank = (model, p) => possible(model, "rank", (rank) => clamp(rank, 1, p));
 

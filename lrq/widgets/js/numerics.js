@@ -113,6 +113,12 @@ export function waterFilling(S, bits) {
   return found;
 }
 
+/** lrq.propagation_bound : la borne de l'erreur après chaque couche, b = gain · b + ce que la couche ajoute. */
+export function propagationBound(gains, own) {
+  let bound = 0;
+  return own.map((added, i) => (bound = gains[i] * bound + added));
+}
+
 /** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. Au-delà de 1,5 · 2⁵², un
  *  float64 n'a plus que des entiers, et l'addition arrondit ; pour abs(x) < 2⁵¹. */
 export function roundHalfEven(x) {

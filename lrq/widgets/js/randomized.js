@@ -2,6 +2,7 @@
 import {
   KEYS,
   clamp,
+  closest,
   codePanel,
   curve,
   decode,
@@ -90,10 +91,6 @@ function snippet({ code }, { rank, p, q, error, optimum, bound, over }) {
   if (bound !== null) lines.push([`print(f"{lrq.halko_bound(S, ${rank}, ${p}):.3f}")`, bound.toFixed(3)]);
   return lines;
 }
-
-/** De plusieurs valeurs, la plus proche. */
-const closest = (values, wanted) =>
-  values.reduce((found, value) => (Math.abs(value - wanted) < Math.abs(found - wanted) ? value : found));
 
 function build(root, model) {
   const choices = model.get("_choices");
