@@ -22,11 +22,13 @@ from playwright.sync_api import TimeoutError as Late
 
 from lrq.widgets import (
     PhotoExplorer,
+    PropagationExplorer,
     QuantizerExplorer,
     RandomizedExplorer,
     RankBitsExplorer,
     RateDistortionExplorer,
     SpectrumExplorer,
+    propagation,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +59,7 @@ CONTROLS = 'input, select, button, summary, [role="slider"]'
 RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-control="code"]'
 RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
+CHAINED = '[data-explorer="propagation"]'
 MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
 RATE_POINT, RECIPE = '[data-control="rate-point"]', '[data-control="recipe"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -1186,6 +1189,114 @@ def test_the_curves_and_python_choose_alike(mounted, rate_distortion, rng):
             ran += 1
             assert all(map(agree, promises, printed(snippet))), snippet
     assert ran
+    page.close()
+    assert noise == []
+
+
+def chained_state(root, explorer):
+    """Donne à l'objet Python les rangs que montrent les curseurs."""
+    for trait, place in settings(root).items():
+        setattr(explorer, trait, propagation.GRIDS[trait][place])
+
+
+def test_the_chain_keeps_its_height_and_its_labels_apart(mounted, rng):
+    page, noise = mounted([PropagationExplorer()])
+    root = page.locator(CHAINED)
+    ends = [(9, 9, 6), (0, 0, 0), (9, 8, 6), (9, 9, 0), (0, 9, 6)]
+    for width in (760, 704, 676, 640, 576, 560, 360, 344, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for turn in range(25):
+            randomize(root, rng)
+            for slider, place in zip(root.locator(RANGE).all(), ends[turn] if turn < len(ends) else (), strict=False):
+                slider.evaluate(SET, place)
+            page.evaluate(TWO_FRAMES)
+            heights.add(round(root.bounding_box()["height"]))
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {settings(root)}"
+            assert not re.search(r"NaN|Infinity|undefined|∞|−", root.evaluate(SHOWN)), settings(root)
+            assert page.evaluate(SIDEWAYS) is None
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+def test_the_chain_is_explored_by_hand(mounted):
+    """Au clavier, et par les boutons qui tronquent une couche à la fois."""
+    page, noise = mounted([PropagationExplorer()])
+    root = page.locator(CHAINED)
+    buttons, seen = root.locator('[data-control="preset"]').all(), []
+    for button in buttons:
+        button.click()
+        page.evaluate(TWO_FRAMES)
+        assert [one.get_attribute("aria-pressed") for one in buttons].count("true") == 1
+        assert button.get_attribute("aria-pressed") == "true"
+        seen.append([propagation.GRIDS[trait][place] for trait, place in settings(root).items()])
+    assert seen == [[16, 16, 10], [16, 256, 10], [64, 16, 10], [64, 256, 8]]
+    first = root.locator('[data-control="rank1"]')
+    for key, place, text in [
+        ("ArrowLeft", 8, "rang\u00a048"),
+        ("PageDown", 6, "rang\u00a024"),
+        ("Home", 0, "rang\u00a01"),
+        ("End", 9, "entière"),
+        ("ArrowRight", 9, "entière"),
+    ]:
+        first.press(key)
+        assert settings_after(root, {"rank1": place})["rank1"] == place
+        page.evaluate(TWO_FRAMES)
+        assert first.get_attribute("aria-valuetext") == text
+    root.locator('[data-control="rank3"]').press("End")
+    assert waits(root, "(root, start) => root.querySelector('.lrq-verdict').innerText.startsWith(start)", "Rien n’est")
+    page.close()
+    assert noise == []
+
+
+def test_the_chain_is_accessible(mounted):
+    page, _ = mounted([PropagationExplorer()])
+    page.evaluate(UNFOLD)
+    assert axe(page, WCAG) == []
+    wear(page, "dark")
+    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
+    for control in controls(page.locator(CHAINED)):
+        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
+    page.close()
+
+
+def test_the_chain_fits_a_finger(contexts, mounted):
+    page, _ = mounted([PropagationExplorer()])
+    page.set_viewport_size(PHONE)
+    page.evaluate(TWO_FRAMES)
+    small = [control for control in controls(page.locator(CHAINED)) if control.bounding_box()["height"] < TOUCH - 0.5]
+    page.close()
+    assert small == []
+
+
+def test_the_chain_and_python_measure_alike(mounted, rng):
+    """À des rangs au hasard, la page montre les nombres de Python, et son code, exécuté, les retrouve."""
+    explorer = PropagationExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(CHAINED)
+    page.evaluate(UNFOLD)
+    for turn in range(30):
+        randomize(root, rng)
+        if turn == 0:
+            for slider in root.locator(RANGE).all():
+                slider.evaluate(SET, slider.get_attribute("max"))
+        page.evaluate(TWO_FRAMES)
+        chained_state(root, explorer)
+        said = [
+            ", ".join(f"{100 * error:.2f} %" for error in explorer.errors),
+            f"{100 * explorer.accuracy:.1f} %",
+            ", ".join(f"{100 * bound:.1f} %" for bound in explorer.bounds),
+            f"{100 * explorer.quadrature:.2f} %",
+        ]
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        promises = promised(snippet)
+        assert len(promises) == len(said)
+        assert all(map(agree, promises, said)), f"{explorer}\n{snippet}"
+        if turn % 5 == 0:
+            assert all(map(agree, promises, printed(snippet))), snippet
+            assert len(promises) == len(printed(snippet))
     page.close()
     assert noise == []
 

@@ -18,6 +18,7 @@ from lrq.widgets import (
     Certificate,
     Choice,
     PhotoExplorer,
+    PropagationExplorer,
     QuantizerExplorer,
     RandomizedExplorer,
     RankBitsExplorer,
@@ -25,6 +26,7 @@ from lrq.widgets import (
     SpectrumExplorer,
     minilm_choices,
     photo,
+    propagation,
     quantizer,
     randomized,
     rank_bits,
@@ -1154,6 +1156,116 @@ def test_nothing_passes_under_the_line_of_noise_but_water(rated):
 @pytest.mark.parametrize("prompt", rate_distortion.PROMPTS.values())
 def test_lines_of_the_curves_break_where_they_may(prompt):
     assert not re.search(r" [:;?=!]|= ", rate_distortion.UNBROKEN.sub("\u00a0", prompt))
+
+
+# --- la propagation d'une erreur --------------------------------------------------------------------------------------
+
+
+DIGITS = models.load_digits_network("mlp").requires_grad_(False)
+TEST_X, TEST_Y = models.load_digits_data()[1]
+WHOLE = propagation.WHOLE
+
+
+def truncated_digits(ranks):
+    """Le réseau dont chaque couche qui n'est pas entière est remplacée par sa SVD tronquée."""
+    cut = {name: r for name, r, whole in zip(propagation.NAMES, ranks, WHOLE, strict=True) if r < whole}
+    convert = {name: lambda layer, r=r: lrq.FactorizedLinear.from_linear(layer, r) for name, r in cut.items()}
+    return lrq.replace_linears(DIGITS, convert)
+
+
+def drawn_ranks(rng):
+    """Trois rangs des grilles, au hasard."""
+    return tuple(int(rng.choice(grid)) for grid in propagation.GRIDS.values())
+
+
+def test_propagated_errors_are_those_of_lrq(rng):
+    for ranks in [WHOLE, (16, 16, 10), *(drawn_ranks(rng) for _ in range(12))]:
+        explorer, network = PropagationExplorer(*ranks), truncated_digits(ranks)
+        report = lrq.analyze_cumulative_error(DIGITS, network, TEST_X)
+        assert explorer.errors == pytest.approx(list(report["layer_errors"].values()), rel=1e-5, abs=1e-9), ranks
+        assert explorer.error == pytest.approx(report["relative_error"], rel=1e-5, abs=1e-9)
+        assert explorer.accuracy == pytest.approx(models.accuracy(network, TEST_X, TEST_Y), abs=1e-12)
+        alone = [
+            lrq.analyze_cumulative_error(
+                DIGITS, truncated_digits([r if i == j else WHOLE[j] for j in range(3)]), TEST_X
+            )["relative_error"]
+            for i, r in enumerate(ranks)
+        ]
+        assert explorer.alone == pytest.approx(alone, rel=1e-5, abs=1e-9)
+        assert explorer.quadrature == pytest.approx(math.hypot(*alone), rel=1e-5, abs=1e-9)
+    assert explorer.original_accuracy == models.accuracy(DIGITS, TEST_X, TEST_Y)
+
+
+def test_the_bound_uses_the_norms_of_the_truncated_layers(rng):
+    """‖Ŵ‖₂ et ‖W − Ŵ‖₂ des matrices tronquées elles-mêmes, non lues sur le spectre."""
+    for ranks in [(16, 16, 10), *(drawn_ranks(rng) for _ in range(4))]:
+        network, h, gains, own, sizes = truncated_digits(ranks), TEST_X.flatten(1), [], [], []
+        for name in propagation.NAMES:
+            linear, layer = DIGITS.get_submodule(name), network.get_submodule(name)
+            W, W_hat = linear.weight, lrq.errors.dense_weight(layer).detach()
+            gains.append(float(torch.linalg.matrix_norm(W_hat, 2)))
+            own.append(float(torch.linalg.matrix_norm(W - W_hat, 2) * h.norm()))
+            sizes.append(float(linear(h).norm()))
+            h = linear(h).relu()
+        expected = [b / size for b, size in zip(lrq.propagation_bound(gains, own), sizes, strict=True)]
+        explorer = PropagationExplorer(*ranks)
+        assert explorer.bounds == pytest.approx(expected, rel=1e-4, abs=1e-9), ranks
+        assert explorer.excess == (explorer.bounds[-1] / explorer.error if explorer.error else 1)
+
+
+def test_the_bound_holds_everywhere_and_only_whole_layers_are_exact():
+    explorer = PropagationExplorer()
+    for ranks in itertools.product(*propagation.GRIDS.values()):
+        explorer.rank1, explorer.rank2, explorer.rank3 = ranks
+        for place, (error, bound) in enumerate(zip(explorer.errors, explorer.bounds, strict=True)):
+            assert error <= bound
+            assert (error == 0) == (bound == 0) == (ranks[: place + 1] == WHOLE[: place + 1])
+
+
+@pytest.mark.parametrize("trait", propagation.GRIDS)
+@pytest.mark.parametrize("value", [0, 3, 257, -1, 2.5, "16", None, True, float("nan")])
+def test_ranks_that_were_not_measured_are_refused(trait, value):
+    explorer = PropagationExplorer(8, 12, 9)
+    before = explorer.get_state()
+    with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+        setattr(explorer, trait, value)
+    assert explorer.get_state() == before
+    with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+        PropagationExplorer(**{trait: value})
+
+
+def test_python_and_the_page_set_the_three_ranks():
+    explorer, seen = PropagationExplorer(), []
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), list(propagation.GRIDS))
+    explorer.rank1 = 64
+    explorer.set_state({"rank2": 256, "rank3": 8})
+    assert seen == [("rank1", 64), ("rank2", 256), ("rank3", 8)]
+    with pytest.raises(traitlets.TraitError, match="rank3 : reçu 16"):
+        explorer.set_state({"rank1": 8, "rank3": 16})
+    assert explorer.ranks == (64, 256, 8)
+
+
+def test_the_network_is_measured_once_and_its_state_is_light():
+    assert PropagationExplorer()._measures is PropagationExplorer(1, 1, 1)._measures
+    assert state_size(PropagationExplorer()) <= STATE_LIMIT
+
+
+def test_propagation_repr_is_stable_and_tells_the_state():
+    assert repr(PropagationExplorer()) == (
+        "PropagationExplorer, rangs 16, 16, entière : erreur 37,7 % en sortie (borne 773 %, quadrature 37,9 %), "
+        "82,4 % des chiffres reconnus"
+    )
+
+
+def test_the_error_falls_while_the_bound_climbs():
+    """Ce que dit l'invitation : les deux mouvements, et la première couche qui fait presque toute l'erreur."""
+    explorer = PropagationExplorer()
+    assert explorer.errors == sorted(explorer.errors, reverse=True)
+    assert explorer.bounds == sorted(explorer.bounds)
+    first, second, third = explorer.alone
+    assert third == 0
+    assert first > 0.99 * explorer.error > 10 * second
+    assert not re.search(r" [:;?=!]|= ", explorer._prompt)
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

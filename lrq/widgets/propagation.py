@@ -27,8 +27,8 @@ NAMES = ("fc1", "fc2", "fc3")  # des couches du réseau, dans l'ordre des régla
 WHOLE = tuple(ranks[-1] for ranks in GRIDS.values())
 
 PROMPT = (
-    "Aux rangs 16 et 16, l’erreur relative baisse d’une couche à l’autre, et la borne monte. Laquelle des deux "
-    "troncatures fait presque toute l’erreur de sortie ? Rendez entière l’une, puis l’autre."
+    "Aux rangs 16 et 16, l’erreur baisse de couche en couche, et la borne monte. Laquelle des deux troncatures fait "
+    "presque toute l’erreur de sortie ? Rendez entière l’une, puis l’autre."
 )
 
 

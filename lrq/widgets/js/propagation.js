@@ -17,8 +17,8 @@ import {
 } from "./figure.js";
 import { propagationBound } from "./numerics.js";
 
-const HEIGHT = 352;
-const MARGIN = { left: 58, right: 8, top: 30, bottom: 46 };
+const HEIGHT = 356;
+const MARGIN = { left: 58, right: 8, top: 42, bottom: 46 };
 const [FLOOR, CEILING] = [5e-3, 30]; // l'échelle des erreurs : de 0,6 % à 2 147 % aux rangs mesurés
 const GAP = 24; // de la dernière graduation à l'erreur nulle, que l'échelle logarithmique n'atteint pas
 const TRAITS = ["rank1", "rank2", "rank3"];
@@ -27,6 +27,7 @@ const ORDINALS = ["première", "deuxième", "troisième"];
 /** Une erreur, à trois chiffres environ. */
 const inPercent = (share) => `${fr(100 * share, share === 0 || share >= 1 ? 0 : share < 0.1 ? 2 : 1)}\u00a0%`;
 const inCode = (shares, digits) => shares.map((share) => `${(100 * share).toFixed(digits)} %`).join(", ");
+const shape = ({ shape: [m, n] }) => `, ${m}\u00a0×\u00a0${n}`;
 const accuracy = (correct, images) => `${fr((100 * correct) / images, 1)}\u00a0%`;
 
 /** Ce que les mesures disent de trois rangs. */
@@ -43,17 +44,11 @@ function analyse(layers, values) {
   return (ranks) => {
     const places = layers.map((layer, i) => layer.ranks.indexOf(ranks[i]));
     const own = layers.map(({ dropped, input }, i) => dropped[places[i]] * input);
-    const bounds = propagationBound(
-      layers.map(({ gain }) => gain),
-      own,
-    ).map((bound, i) => bound / layers[i].output);
+    const gains = layers.map(({ gain }) => gain);
+    const bounds = propagationBound(gains, own).map((bound, i) => bound / layers[i].output);
     const errors = layers.map((_, i) => after(i, places));
-    const alone = places.map((place, i) =>
-      after(
-        2,
-        last.map((whole, j) => (i === j ? place : whole)),
-      ),
-    );
+    const only = (i) => last.map((whole, j) => (i === j ? places[i] : whole));
+    const alone = layers.map((_, i) => after(2, only(i)));
     return {
       ranks,
       errors,
@@ -68,36 +63,35 @@ function analyse(layers, values) {
   };
 }
 
-/** Combien de fois la borne dépasse l'erreur. */
-const times = (ratio) => fr(ratio, ratio < 10 ? 1 : 0);
-
 /** La phrase du verdict, en morceaux : texte simple, ou [texte, notion]. */
 function verdict({ errors, bounds, cut, quadrature, times: ratio, correct, whole }, images) {
   const reached = [accuracy(correct, images), "rank"];
-  if (!cut.includes(true))
-    return ["Rien n’est tronqué\u00a0: aucune erreur, et la borne le sait. Le réseau reconnaît ", reached, " des chiffres."];
-  const against =
-    correct === whole
-      ? "autant que l’original."
-      : `${correct > whole ? "l’original, moins encore\u00a0: " : "l’original, "}${accuracy(whole, images)}.`;
+  if (!cut.includes(true)) {
+    const head = "Rien n’est tronqué\u00a0: aucune erreur, et la borne le sait. Le réseau reconnaît ";
+    return [head, reached, " des chiffres."];
+  }
+  const original = accuracy(whole, images);
   return [
     "En sortie, ",
     [inPercent(errors[2]), "error"],
-    " d’erreur. La borne n’exclut pas ",
+    " d’erreur. La borne monte à ",
     [inPercent(bounds[2]), "theory"],
-    `, ${times(ratio)}\u00a0fois trop\u00a0; `,
-    ...(cut.filter(Boolean).length > 1
-      ? ["la quadrature estime ", [inPercent(quadrature), "theory"]]
-      : ["une seule couche est tronquée, la quadrature n’a rien à ajouter"]),
+    `, ${fr(ratio, 1)}\u00a0fois trop haut`,
+    ...(cut.filter(Boolean).length > 1 ? ["\u00a0; la quadrature estime ", [inPercent(quadrature), "theory"]] : []),
     ". Le réseau reconnaît ",
     reached,
-    ` des chiffres, ${against}`,
+    " des chiffres",
+    correct === whole
+      ? ", autant que l’original."
+      : correct > whole
+        ? `, mieux que l’original\u00a0: ${original}.`
+        : `\u00a0; l’original, ${original}.`,
   ];
 }
 
 /** Le code qui retrouve ces nombres. */
 function snippet(layers, { ranks, errors, bounds, cut, quadrature, correct }, images) {
-  const kept = layers.filter((_, i) => cut[i]).map(({ name }) => `${name}=${ranks[layers.findIndex((l) => l.name === name)]}`);
+  const kept = layers.map(({ name }, i) => `${name}=${ranks[i]}`).filter((_, i) => cut[i]);
   return [
     "import math",
     "",
@@ -110,8 +104,11 @@ function snippet(layers, { ranks, errors, bounds, cut, quadrature, correct }, im
     "",
     "def truncated(**ranks):",
     '    """Le réseau, ces couches-là remplacées par leur SVD tronquée."""',
-    "    make = lambda rank: lambda layer: lrq.FactorizedLinear.from_linear(layer, rank)",
-    "    return lrq.replace_linears(network, {name: make(rank) for name, rank in ranks.items()})",
+    "    convert = {",
+    "        name: lambda layer, rank=rank: lrq.FactorizedLinear.from_linear(layer, rank)",
+    "        for name, rank in ranks.items()",
+    "    }",
+    "    return lrq.replace_linears(network, convert)",
     "",
     "",
     "def errors(**ranks):",
@@ -134,10 +131,7 @@ function snippet(layers, { ranks, errors, bounds, cut, quadrature, correct }, im
     "    sizes.append(float(z.norm()))",
     "    h = z.relu()",
     "bounds = lrq.propagation_bound(gains, own)",
-    [
-      'print(", ".join(f"{100 * bound / size:.1f} %" for bound, size in zip(bounds, sizes)))',
-      inCode(bounds, 1),
-    ],
+    ['print(", ".join(f"{100 * bound / size:.1f} %" for bound, size in zip(bounds, sizes)))', inCode(bounds, 1)],
     "",
     "# la quadrature : chaque couche tronquée seule",
     "alone = [errors(**{name: rank})[-1] for name, rank in ranks.items()]",
@@ -157,8 +151,8 @@ function build(root, model) {
   };
   const said = (rank, i) => (rank === whole[i] ? "entière" : `rang\u00a0${fr(rank)}`);
 
-  const prompt = element("p", { class: "lrq-prompt lrq-long lrq-roomy" }, model.get("_prompt"));
-  const sentence = element("p", { class: "lrq-verdict lrq-long lrq-roomy lrq-three", "data-readout": "verdict" });
+  const prompt = element("p", { class: "lrq-prompt" }, model.get("_prompt"));
+  const sentence = element("p", { class: "lrq-verdict lrq-chained", "data-readout": "verdict" });
 
   // Le dessin.
   const silent = { "aria-hidden": "true" };
@@ -173,7 +167,7 @@ function build(root, model) {
     bounds: layers.map(() => element("circle", { class: "lrq-ring lrq-thin theory", r: 5, ...silent })),
     errors: layers.map(() => element("circle", { class: "lrq-dot error", r: 6, ...silent })),
   };
-  const ring = element("circle", { class: "lrq-ring lrq-thin theory", r: 10, ...silent });
+  const ring = element("circle", { class: "lrq-ring lrq-thin lrq-dashed theory", r: 10, ...silent });
   const labels = {
     errors: layers.map(() => [text("error"), text("error")]),
     bounds: layers.map(() => [text("theory"), text("theory")]),
@@ -192,16 +186,16 @@ function build(root, model) {
     ...Object.values(labels).flat(2),
   );
 
-  const sliders = layers.map(({ shape: [m, n], ranks }, i) =>
-    listSlider(TRAITS[i], `Couche\u00a0${i + 1}, ${m}\u00a0×\u00a0${n}`, ranks, (rank) => keep({ [TRAITS[i]]: rank })),
+  const sliders = layers.map(({ ranks }, i) =>
+    listSlider(TRAITS[i], `Couche\u00a0${i + 1}`, ranks, (rank) => keep({ [TRAITS[i]]: rank })),
   );
 
   // Les états remarquables.
   const presets = [
     ["les deux premières", [16, 16, whole[2]]],
-    ["la première seule", [16, whole[1], whole[2]]],
-    ["la deuxième seule", [whole[0], 16, whole[2]]],
-    ["la dernière seule", [whole[0], whole[1], 8]],
+    ["première seule", [16, whole[1], whole[2]]],
+    ["deuxième seule", [whole[0], 16, whole[2]]],
+    ["dernière seule", [whole[0], whole[1], 8]],
   ].map(([name, ranks]) => {
     const rank = Math.min(...ranks.filter((value, i) => value < whole[i]));
     const word = element("span", { class: "lrq-value" }, `rang\u00a0${rank}`);
@@ -215,13 +209,14 @@ function build(root, model) {
     ...presets.map(({ button }) => button),
   );
 
-  const told = element("p", { class: "lrq-note lrq-alone", "data-readout": "alone" });
+  const told = element("p", { class: "lrq-note lrq-chained", "data-readout": "alone" });
   const note = element(
     "p",
     { class: "lrq-note" },
-    `Erreur et borne sont relatives à la sortie de la couche, sur ${fr(images)}\u00a0images. La borne suppose le pire à chaque couche\u00a0: ` +
-      "l’erreur reçue, multipliée par ‖Ŵ‖₂\u00a0=\u00a0σ₁ (ici " +
-      `${layers.map(({ gain }) => fr(gain, 2)).join("\u00a0; ")}), et ‖E‖₂\u00a0‖h‖\u00a0=\u00a0σᵣ₊₁\u00a0‖h‖ en plus. ` +
+    `Erreur et borne sont relatives à la sortie de la couche, sur ${fr(images)}\u00a0images. ` +
+      "La borne suppose le pire à chaque couche\u00a0: l’erreur reçue, multipliée par ‖Ŵ‖₂\u00a0=\u00a0σ₁ " +
+      `(ici ${layers.map(({ gain }) => fr(gain, 2)).join("\u00a0; ")}), ` +
+      "et ‖E‖₂\u00a0‖h‖\u00a0=\u00a0σᵣ₊₁\u00a0‖h‖ en plus. " +
       "Au-delà de 100\u00a0%, elle ne promet rien\u00a0: une sortie nulle ferait aussi bien.",
   );
   const code = codePanel();
@@ -253,7 +248,10 @@ function build(root, model) {
       element("line", { class: "lrq-grid", x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }),
       tick({ x: MARGIN.left - 6, y: bottom + 4, "text-anchor": "end" }, "0\u00a0%"),
       ...xs.flatMap((x, i) => [
-        tick({ x, y: bottom + 24, "text-anchor": "middle" }, `couche\u00a0${i + 1}`),
+        tick(
+          { x, y: bottom + 24, "text-anchor": "middle" },
+          `couche\u00a0${i + 1}${width < 560 ? "" : shape(layers[i])}`,
+        ),
         element(
           "text",
           { class: cut[i] ? "lrq-label rank" : "lrq-tick", x, y: bottom + 41, "text-anchor": "middle" },
@@ -282,13 +280,10 @@ function build(root, model) {
     // Les étiquettes : chacune sa place, loin des courbes.
     const along = (ys) =>
       xs.slice(1).flatMap((x, i) =>
-        Array.from({ length: 25 }, (_, k) => [
-          xs[i] + ((x - xs[i]) * k) / 24,
-          ys[i] + ((ys[i + 1] - ys[i]) * k) / 24,
-        ]),
+        Array.from({ length: 25 }, (_, k) => [xs[i] + ((x - xs[i]) * k) / 24, ys[i] + ((ys[i + 1] - ys[i]) * k) / 24]),
       );
     const column = Array.from({ length: apart ? 20 : 0 }, (_, k) => [xs[2], high + ((low - high) * k) / 19]);
-    const box = (x, height, reach) => ({ left: x - reach, right: x + reach, top: height - reach, bottom: height + reach });
+    const box = (x, y, reach) => ({ left: x - reach, right: x + reach, top: y - reach, bottom: y + reach });
     const around = {
       bounds: { left: MARGIN.left + 2, right: width, top: 18, bottom: bottom + 8 },
       points: [...along(places.errors), ...along(places.bounds), ...column],
@@ -298,8 +293,8 @@ function build(root, model) {
       ],
     };
     /** Autour d'un point, du plus proche au plus loin ; `rows` : combien de lignes a le mot. */
-    const beside = (x, height, rows) =>
-      [0, 10, 22].flatMap((far) => {
+    const beside = (x, height, rows, furthest) =>
+      [0, 10, 22].slice(0, furthest).flatMap((far) => {
         const up = -14 - far - 16 * (rows - 1);
         const middle = 5 - 8 * (rows - 1);
         return [
@@ -314,14 +309,14 @@ function build(root, model) {
         ];
       });
     /** Le mot et le nombre, sur une ligne s'il y a la place, sur deux à l'étroit ; rien plutôt qu'un fouillis. */
-    const place = (pair, word, value, x, height, tolerance) => {
+    const place = (pair, word, value, x, height, tolerance, furthest = 3) => {
       const forms = word ? [[`${word} ${value}`], [word, value], [value]] : [[value]];
       const others = around.taken;
       let crowd = Infinity;
       let shown = 0;
       for (const form of forms) {
         around.taken = [...others];
-        crowd = settle(pair.slice(0, form.length), form, beside(x, height, form.length), around);
+        crowd = settle(pair.slice(0, form.length), form, beside(x, height, form.length, furthest), around);
         shown = form.length;
         if (crowd <= 0) break;
       }
@@ -333,16 +328,17 @@ function build(root, model) {
     };
     for (const i of [2, 0, 1]) {
       place(labels.errors[i], i === 2 ? "mesurée" : "", inPercent(errors[i]), xs[i], places.errors[i], 999);
-      if (bounds[i] > 0) place(labels.bounds[i], i === 2 ? "borne" : "", inPercent(bounds[i]), xs[i], places.bounds[i], 999);
+      const word = i === 2 ? "borne" : "";
+      if (bounds[i] > 0) place(labels.bounds[i], word, inPercent(bounds[i]), xs[i], places.bounds[i], 999);
       else for (const line of labels.bounds[i]) set(line, { visibility: "hidden" });
     }
-    if (estimated) place(labels.ring, "quadrature", inPercent(quadrature), xs[2], level, 0);
+    if (estimated) place(labels.ring, "quadrature", inPercent(quadrature), xs[2], level, 0, 1);
     else for (const line of labels.ring) set(line, { visibility: "hidden" });
     const middle = (low + high) / 2 + 5;
     const crowd = apart
       ? settle(
           [labels.gap],
-          [`×\u00a0${times(ratio)}`],
+          [`×\u00a0${fr(ratio, 1)}`],
           [0, -16, 16, -32, 32].flatMap((dy) => [
             [xs[2] + 8, middle + dy, "start"],
             [xs[2] - 8, middle + dy, "end"],
@@ -367,13 +363,17 @@ function build(root, model) {
       set(button, { "aria-pressed": target.every((rank, i) => rank === ranks[i]) });
     const costs = state.alone.map((error, i) => [ORDINALS[i], error]).filter((_, i) => state.cut[i]);
     told.textContent = costs.length
-      ? `Tronquée seule, ${costs.map(([name, error]) => `la ${name} laisse ${inPercent(error)}`).join("\u00a0; ")} d’erreur en sortie.`
+      ? `Seule tronquée, ${costs
+          .map(([name, error], i) => `la ${name}${i ? "," : " laisserait"} ${inPercent(error)}${i ? "" : " en sortie"}`)
+          .join("\u00a0; ")}.`
       : "Aucune couche n’est tronquée.";
     code.update(snippet(layers, state, images));
     const heard = sentence.textContent;
-    const after = state.errors.map((error, i) => `couche\u00a0${i + 1}, ${said(ranks[i], i)}\u00a0: ${inPercent(error)}, borne ${inPercent(state.bounds[i])}`);
-    set(plot, { "aria-label": `Erreur relative après chaque couche. ${after.join("\u00a0; ")}. ${heard}` });
-    return `${ranks.map((rank, i) => `Couche\u00a0${i + 1}, ${said(rank, i)}`).join("\u00a0; ")}. ${heard}`;
+    const after = ranks.map((rank, i) => `couche\u00a0${i + 1}, ${said(rank, i)}`);
+    const numbers = state.errors.map((error, i) => `${inPercent(error)}, borne ${inPercent(state.bounds[i])}`);
+    const shown = after.map((layer, i) => `${layer}\u00a0: ${numbers[i]}`).join("\u00a0; ");
+    set(plot, { "aria-label": `Erreur relative après chaque couche. ${shown}.` });
+    return `${after.join("\u00a0; ")}. ${heard}`;
   };
 }
 
