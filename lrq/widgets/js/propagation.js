@@ -67,10 +67,9 @@ function analyse(layers, values) {
 function verdict({ errors, bounds, cut, quadrature, times: ratio, correct, whole }, images) {
   const reached = [accuracy(correct, images), "rank"];
   if (!cut.includes(true)) {
-    const head = "Rien n’est tronqué\u00a0: aucune erreur, et la borne le sait. Le réseau reconnaît ";
-    return [head, reached, " des chiffres."];
+    const head = "Rien n’est tronqué\u00a0: aucune erreur, et la borne le sait. Chiffres reconnus\u00a0: ";
+    return [head, reached, "."];
   }
-  const original = accuracy(whole, images);
   return [
     "En sortie, ",
     [inPercent(errors[2]), "error"],
@@ -78,14 +77,9 @@ function verdict({ errors, bounds, cut, quadrature, times: ratio, correct, whole
     [inPercent(bounds[2]), "theory"],
     `, ${fr(ratio, 1)}\u00a0fois trop haut`,
     ...(cut.filter(Boolean).length > 1 ? ["\u00a0; la quadrature estime ", [inPercent(quadrature), "theory"]] : []),
-    ". Le réseau reconnaît ",
+    ". Chiffres reconnus\u00a0: ",
     reached,
-    " des chiffres",
-    correct === whole
-      ? ", autant que l’original."
-      : correct > whole
-        ? `, mieux que l’original\u00a0: ${original}.`
-        : `\u00a0; l’original, ${original}.`,
+    correct === whole ? ", comme avant." : `, au lieu de ${accuracy(whole, images)}.`,
   ];
 }
 
@@ -285,7 +279,7 @@ function build(root, model) {
     const column = Array.from({ length: apart ? 20 : 0 }, (_, k) => [xs[2], high + ((low - high) * k) / 19]);
     const box = (x, y, reach) => ({ left: x - reach, right: x + reach, top: y - reach, bottom: y + reach });
     const around = {
-      bounds: { left: MARGIN.left + 2, right: width, top: 18, bottom: bottom + 8 },
+      bounds: { left: MARGIN.left + 2, right, top: 18, bottom: bottom + 8 },
       points: [...along(places.errors), ...along(places.bounds), ...column],
       taken: [
         ...xs.flatMap((x, i) => [box(x, places.errors[i], 6), box(x, places.bounds[i], 5)]),
@@ -364,7 +358,7 @@ function build(root, model) {
     const costs = state.alone.map((error, i) => [ORDINALS[i], error]).filter((_, i) => state.cut[i]);
     told.textContent = costs.length
       ? `Seule tronquée, ${costs
-          .map(([name, error], i) => `la ${name}${i ? "," : " laisserait"} ${inPercent(error)}${i ? "" : " en sortie"}`)
+          .map(([name, error], i) => `la ${name}${i ? "," : " donne"} ${inPercent(error)}${i ? "" : " en sortie"}`)
           .join("\u00a0; ")}.`
       : "Aucune couche n’est tronquée.";
     code.update(snippet(layers, state, images));
