@@ -130,6 +130,8 @@ def copy_of(value: Any) -> Any:
     """Copie des arguments, pour que le lecteur ne puisse pas abîmer les nôtres."""
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, list):
+        return [copy_of(item) for item in value]
     return copy.deepcopy(value) if isinstance(value, nn.Module) else value
 
 
