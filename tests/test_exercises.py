@@ -163,6 +163,22 @@ def quantization_aware(U, V, x, y, n_bits, steps=300, lr=0.005, scale_learns=Tru
     return best[1], best[2], seen[0][0], best[0]
 
 
+def eckart_young(W, rang, concurrents):
+    """En NumPy ; l'erreur prédite est l'énergie totale moins l'énergie gardée, le rang celui de matrix_rank."""
+    W = W.numpy()
+    U, S, Vh = np.linalg.svd(W)
+    E = W - U[:, :rang] @ np.diag(S[:rang]) @ Vh[:rang]
+    least = math.sqrt((W**2).sum() - (S[:rang] ** 2).sum())
+    return {
+        "frobenius": (least, np.linalg.norm(E)),
+        "spectrale": [torch.tensor(S[rang]), np.linalg.norm(E, ord=2)],
+        "concurrents": tuple(
+            None if np.linalg.matrix_rank(M.numpy()) > rang else np.linalg.norm(W - M.numpy()) / least
+            for M in concurrents
+        ),
+    }
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.1.1": rank_for_compression,
@@ -174,6 +190,7 @@ SOLUTIONS = {
     "11.3": compressed_layer,
     "11.4.1": compared_orders,
     "11.4.2": quantization_aware,
+    "11.5.1": eckart_young,
 }
 
 
@@ -689,6 +706,9 @@ def test_copies_share_nothing():
     assert same(network, copied)
     copied[1][0].weight.data[0, 0] += 1
     assert not same(network, copied)
+    matrices = [torch.ones(2), torch.ones(3)]
+    engine.copy_of(matrices)[1].zero_()
+    assert same(matrices, [torch.ones(2), torch.ones(3)])
 
 
 def test_checking_is_fast_and_silent(capsys):
