@@ -179,6 +179,25 @@ def eckart_young(W, rang, concurrents):
     }
 
 
+def propagation(poids, poids_comprimes, x):
+    """Deux réseaux de PyTorch, écoutés à la sortie de leurs couches ; la borne, dépliée en produits de gains."""
+    outputs = []
+    for weights in (poids, poids_comprimes):
+        h, heard = x, []
+        for W in weights:
+            heard.append(nn.functional.linear(torch.clamp_min(h, 0) if heard else h, W))
+            h = heard[-1]
+        outputs.append(heard)
+    inputs = [x, *(torch.clamp_min(z, 0) for z in outputs[0])]
+    own = [
+        np.linalg.norm((C - W).numpy(), 2) * float(h.norm())
+        for W, C, h in zip(poids, poids_comprimes, inputs, strict=False)
+    ]
+    gains = [np.linalg.norm(C.numpy(), 2) for C in poids_comprimes]
+    bounds = [sum(own[k] * math.prod(gains[k + 1 : layer + 1]) for k in range(layer + 1)) for layer in range(len(own))]
+    return [torch.dist(a, b) for a, b in zip(*outputs, strict=True)], torch.tensor(bounds)
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.1.1": rank_for_compression,
@@ -191,6 +210,7 @@ SOLUTIONS = {
     "11.4.1": compared_orders,
     "11.4.2": quantization_aware,
     "11.5.1": eckart_young,
+    "11.5.2": propagation,
 }
 
 

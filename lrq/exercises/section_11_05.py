@@ -82,7 +82,7 @@ def least_errors(W: Tensor, rank: int) -> tuple[float, float]:
 
 
 def rank_of(M: Tensor) -> int:
-    """Rang numérique : les instances n'ont rien entre l'arrondi et un millième de σ₁."""
+    """Rang numérique : celui d'une candidate ne dépasse le rang permis que d'un centième de σ₁ au moins."""
     return int(torch.linalg.matrix_rank(M, rtol=1e-6))
 
 
@@ -261,6 +261,239 @@ EXERCISE_11_5_1 = Exercise(
                 eckart_variant(ratio=lambda E, W, least: float(E.norm()) ** 2 / least**2),
                 eckart_variant(ratio=lambda E, W, least: float(torch.linalg.svdvals(E)[0]) / least),
                 eckart_variant(ratio=lambda E, W, least: float(E.norm())),
+            ),
+        ),
+    ),
+)
+
+# --- 11.5.2 -----------------------------------------------------------------------------------------------------------
+
+
+def spectral(t: Tensor) -> float:
+    """La plus grande valeur singulière."""
+    return float(torch.linalg.svdvals(t)[0])
+
+
+def dense(generator: torch.Generator, m: int, n: int) -> Tensor:
+    """Poids m×n float32, qui amplifient à leur façon."""
+    return torch.randn(m, n, generator=generator) * uniform(generator, 1, 3) / n**0.5
+
+
+def chain_cases(generator: torch.Generator) -> list[Case]:
+    """Une couche ; trois, dont celle du milieu est intacte ; quatre, toutes comprimées, l'une par troncature."""
+    cases = []
+    plans = (("arrondie",), ("arrondie", "intacte", "arrondie"), ("arrondie", "tronquée", "arrondie", "arrondie"))
+    for plan in plans:
+        while True:
+            sizes = torch.randperm(8, generator=generator)[: len(plan) + 1] + 6  # toutes différentes
+            weights = [dense(generator, m, n) for n, m in zip(sizes[:-1].tolist(), sizes[1:].tolist(), strict=True)]
+            compressed = []
+            for W, way in zip(weights, plan, strict=True):
+                n_bits, rank = integer(generator, 2, 3), integer(generator, 2, 4)
+                made = {"arrondie": coarse(W, n_bits), "tronquée": truncated(W, rank), "intacte": W.clone()}
+                compressed.append(made[way])
+            gains = [abs(spectral(C) / spectral(W) - 1) for W, C in zip(weights, compressed, strict=True)]
+            if len(plan) == 1 or max(gains[1:]) > 0.05:  # une norme prise pour l'autre se voit
+                break
+        x = torch.randn(integer(generator, 5, 12), int(sizes[0]), generator=generator)
+        cases.append(Case(f"{len(plan)} couche(s) : {', '.join(plan)}", (weights, compressed, x)))
+    return cases
+
+
+def recursion(
+    weights: Sequence[Tensor], compressed: Sequence[Tensor], x: Tensor
+) -> list[tuple[float, float, float, float]]:
+    """Par couche : l'erreur mesurée, sa borne, l'erreur reçue, l'erreur propre.
+
+    L'erreur elle-même est suivie, en float64, par δz = Ŵ δh + E h : le réseau comprimé n'est jamais exécuté.
+    """
+    h = x.double()
+    error, bound, rows = torch.zeros_like(h), 0.0, []
+    for W, C in zip(weights, compressed, strict=True):
+        W, C = W.double(), C.double()
+        inherited, own = spectral(C) * bound, spectral(C - W) * float(h.norm())
+        bound = inherited + own
+        z, error = h @ W.T, error @ C.T + h @ (C - W).T
+        rows.append((float(error.norm()), bound, inherited, own))
+        h = z.relu()
+        error = (z + error).relu() - h
+    return rows
+
+
+def chain_reading(result: Any) -> list[list[float]]:
+    """Les mesures et les bornes, en nombres ordinaires."""
+    measured, bounds = result
+    return [[float(value) for value in values] for values in (measured, bounds)]
+
+
+def chain_properties(result: Any, case: Case) -> Iterable[Property]:
+    """Les mesures sont refaites en suivant l'erreur, les bornes par leur définition."""
+    weights, compressed, x = case.args
+    try:
+        found = chain_reading(result)
+    except (TypeError, ValueError, RuntimeError):
+        found = []
+    valid = [len(values) for values in found] == 2 * [len(weights)]
+    text = "le résultat est un couple (mesures, bornes), un nombre par couche dans chacune"
+    yield Property(text, valid, f"reçu {result!r}, pour {len(weights)} couche(s)")
+    if not valid:
+        return
+    rows = recursion(weights, compressed, x)
+    for layer, (measured, row) in enumerate(zip(found[0], rows, strict=True), start=1):
+        place = "la dernière couche" if layer == len(rows) else f"la couche {layer}"
+        yield Property(
+            "chaque mesure est la norme de l'écart des sorties, avant activation",
+            close(measured, row[0]),
+            f"pour {place}, vous mesurez {number(measured)} au lieu de {number(row[0])}",
+        )
+    for layer, (bound, row) in enumerate(zip(found[1], rows, strict=True), start=1):
+        yield Property(
+            "chaque borne est l'erreur reçue, amplifiée, plus l'erreur propre",
+            close(bound, row[1]),
+            f"pour la couche {layer}, vous rendez {number(bound)} ; l'erreur reçue, amplifiée, est bornée par "
+            f"{number(row[2])}, et la couche ajoute au plus {number(row[3])}",
+        )
+    for layer, (measured, bound) in enumerate(zip(*found, strict=True), start=1):
+        yield Property(
+            "aucune mesure ne dépasse sa borne",
+            measured <= 1.001 * bound,
+            f"pour la couche {layer}, vous mesurez {number(measured)} et bornez par {number(bound)}",
+        )
+
+
+Bound = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], float]
+
+
+def chain_variant(
+    *,
+    inherits: bool = True,
+    activation: Callable[[Tensor], Tensor] = torch.relu,
+    after: Callable[[bool], bool] = lambda last: False,
+    gain: Callable[[Tensor, Tensor], float] = lambda W, C: spectral(C),
+    own: Bound = lambda W, C, h, h_hat, before: spectral(C - W) * float(h.norm()),
+    inherited: Callable[[float, float], float] = lambda gain, bound: gain * bound,
+    report: Callable[[Tensor, Tensor], float] = lambda error, z: float(error.norm()),
+) -> Any:
+    """Fonction fautive : les deux réseaux côte à côte, dont quelque chose est changé.
+
+    `after` dit, de la dernière couche ou d'une autre, si la mesure se fait après l'activation ; `own` reçoit W, Ŵ, h,
+    ĥ et la sortie de la couche d'avant, non activée.
+    """
+
+    def wrong(weights: Sequence[Tensor], compressed: Sequence[Tensor], x: Tensor) -> tuple[list[float], list[float]]:
+        h, h_hat, before, bound = x, x, x, 0.0
+        measures, bounds = [], []
+        for layer, (W, C) in enumerate(zip(weights, compressed, strict=True), start=1):
+            z, z_hat = h @ W.T, (h_hat if inherits else h) @ C.T
+            bound = inherited(gain(W, C), bound) + own(W, C, h, h_hat, before)
+            bounds.append(bound)
+            outputs = (torch.relu(z_hat), torch.relu(z)) if after(layer == len(weights)) else (z_hat, z)
+            measures.append(report(outputs[0] - outputs[1], outputs[1]))
+            h, h_hat, before = activation(z), activation(z_hat), z
+        return measures, bounds
+
+    return wrong
+
+
+def local(norm: Callable[[Tensor], float]) -> Bound:
+    """L'erreur propre, pour une norme des poids."""
+    return lambda W, C, h, h_hat, before: norm(C - W) * float(h.norm())
+
+
+def frobenius(t: Tensor) -> float:
+    """La norme de Frobenius."""
+    return float(t.norm())
+
+
+def met(W: Tensor, C: Tensor, h: Tensor, h_hat: Tensor, before: Tensor) -> float:
+    """L'erreur propre, aux entrées du réseau comprimé."""
+    return spectral(C - W) * float(h_hat.norm())
+
+
+def unactivated(W: Tensor, C: Tensor, h: Tensor, h_hat: Tensor, before: Tensor) -> float:
+    """L'erreur propre, aux sorties de la couche d'avant."""
+    return spectral(C - W) * float(before.norm())
+
+
+EXERCISE_11_5_2 = Exercise(
+    number="11.5.2",
+    title="l'erreur d'une couche à l'autre",
+    cases=chain_cases,
+    properties=chain_properties,
+    signature=chain_reading,
+    mistakes=(
+        Mistake(
+            "Frobenius à la place de la norme spectrale",
+            "c'est une borne, mais plus lâche que celle demandée : ce qu'une matrice peut faire de pire à un vecteur, "
+            "c'est sa norme spectrale. torch.linalg.matrix_norm(W, ord=2) la donne ; W.norm(), avec ou sans p=2, non.",
+            (
+                chain_variant(gain=lambda W, C: frobenius(C), own=local(frobenius)),
+                chain_variant(own=local(frobenius)),
+                chain_variant(gain=lambda W, C: frobenius(C)),
+            ),
+        ),
+        Mistake(
+            "des erreurs qui ne se transmettent pas",
+            "chaque couche comprimée reçoit, chez vous, les activations du réseau d'origine. Dans un vrai réseau, elle "
+            "reçoit ce que les couches comprimées d'avant ont déjà abîmé : une couche intacte a, elle aussi, une "
+            "erreur en sortie.",
+            (
+                chain_variant(inherits=False),
+                chain_variant(inherits=False, inherited=lambda gain, bound: 0.0),
+                chain_variant(inherits=False, inherited=lambda gain, bound: bound),
+            ),
+        ),
+        Mistake(
+            "une mesure après l'activation",
+            "l'erreur se mesure avant l'activation, et la dernière couche n'en a pas : ReLU efface une partie de "
+            "l'écart, partout où les deux sorties sont négatives.",
+            (
+                chain_variant(after=lambda last: last),
+                chain_variant(after=lambda last: True),
+                chain_variant(after=lambda last: not last),
+            ),
+        ),
+        Mistake(
+            "ReLU oubliée",
+            "entre deux couches, vos activations ne passent pas par ReLU : vous suivez un réseau linéaire, dont toutes "
+            "les entrées et toutes les erreurs passent entières.",
+            (chain_variant(activation=lambda z: z),),
+        ),
+        Mistake(
+            "des bornes locales ajoutées sans les gains",
+            "l'erreur reçue n'est pas seulement transmise : la couche l'amplifie, jusqu'à ‖Ŵ‖₂ fois. Sans ce facteur, "
+            "la somme n'est plus une borne.",
+            (chain_variant(inherited=lambda gain, bound: bound),),
+        ),
+        Mistake(
+            "l'erreur propre seule",
+            "‖E‖₂ ‖h‖ borne ce que la couche ajoute ; il manque l'erreur qu'elle reçoit des précédentes, ‖Ŵ‖₂ fois "
+            "leur borne.",
+            (chain_variant(inherited=lambda gain, bound: 0.0),),
+        ),
+        Mistake(
+            "‖W‖ à la place de ‖Ŵ‖",
+            "ŷ − y = Ŵ(ĥ − h) + E h : avec l'entrée h du réseau d'origine, c'est la couche comprimée qui amplifie "
+            "l'erreur reçue. On peut écrire aussi W(ĥ − h) + E ĥ, mais il y faut ‖ĥ‖ ; le mélange des deux ne borne "
+            "rien.",
+            (chain_variant(gain=lambda W, C: spectral(W)), chain_variant(gain=lambda W, C: spectral(W), own=met)),
+        ),
+        Mistake(
+            "une autre entrée dans l'erreur propre",
+            "l'erreur propre est ‖E‖₂ ‖h‖, où h est l'entrée de la couche dans le réseau d'origine, activée : ni ĥ, "
+            "celle du réseau comprimé, ni la sortie d'avant ReLU.",
+            (chain_variant(own=met), chain_variant(own=unactivated)),
+        ),
+        Mistake(
+            "une erreur relative, ou moyenne",
+            "la mesure et la borne doivent se comparer : rendez la norme de Frobenius de l'écart, sur tout le lot, "
+            "sans la diviser.",
+            (
+                chain_variant(report=lambda error, z: float(error.norm() / z.norm())),
+                chain_variant(report=lambda error, z: float(error.norm(dim=1).mean())),
+                chain_variant(report=lambda error, z: float(error.square().mean().sqrt())),
+                chain_variant(report=lambda error, z: float(error.square().mean())),
+                chain_variant(report=lambda error, z: float(error.square().sum())),
             ),
         ),
     ),
