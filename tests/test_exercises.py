@@ -198,6 +198,29 @@ def propagation(poids, poids_comprimes, x):
     return [torch.dist(a, b) for a, b in zip(*outputs, strict=True)], torch.tensor(bounds)
 
 
+def lightest_pair(W, erreur_max):
+    """Par poids croissants, en float32, jusqu'à la première paire qui convient ; √S par les vecteurs propres."""
+    values, V = torch.linalg.eigh(W.double().T @ W.double())
+    keep = values.flip(0)[: min(W.shape)].sqrt()
+    V = V.flip(1)[:, : len(keep)]
+    U, V = (W.double() @ V / keep.sqrt()).float(), (V * keep.sqrt()).float()
+
+    def codes(t, n_bits):
+        step = t.abs().max() / (2 ** (n_bits - 1) - 1)
+        return torch.round(t / step), step
+
+    for product in range(2, 8 * len(keep) + 1):
+        for n_bits in range(2, 9):
+            rank = product // n_bits
+            if product % n_bits or rank > len(keep):
+                continue
+            (A, a), (B, b) = codes(U[:, :rank], n_bits), codes(V[:, :rank], n_bits)
+            error = torch.dist(W, A @ B.T * a * b) / W.norm()
+            if error <= erreur_max:
+                return torch.tensor(rank), n_bits, n_bits * (A.numel() + B.numel()) + 2 * 32, error
+    raise AssertionError
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.1.1": rank_for_compression,
@@ -211,6 +234,7 @@ SOLUTIONS = {
     "11.4.2": quantization_aware,
     "11.5.1": eckart_young,
     "11.5.2": propagation,
+    "11.5.3": lightest_pair,
 }
 
 

@@ -1,14 +1,17 @@
 """Exercices 11.5.1, 11.5.2 et 11.5.3 : Eckart–Young, l'erreur d'une couche à l'autre, la paire (rang, bits)."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .engine import Case, Exercise, Mistake, Property
-from .instances import integer, number, uniform
+from .engine import Case, Exercise, Mistake, Property, as_integer
+from .instances import integer, matrix, number, uniform
 from .section_11_02 import orthonormal
+from .section_11_04 import factors, relative, rounded, shared_s
 
 # --- 11.5.1 -----------------------------------------------------------------------------------------------------------
 
@@ -26,12 +29,6 @@ def truncated(W: Tensor, rank: int) -> Tensor:
     return (U[:, :rank] * S[:rank]) @ Vh[:rank]
 
 
-def coarse(t: Tensor, n_bits: int) -> Tensor:
-    """`t` arrondie sur une grille symétrique, puis redéployée."""
-    scale = t.abs().max() / (2 ** (n_bits - 1) - 1)
-    return (t / scale).round() * scale
-
-
 def competitors(generator: torch.Generator, W: Tensor, rank: int) -> list[Tensor]:
     """Quatre ou cinq candidates de rang permis, et deux qui ne le sont pas, dans le désordre.
 
@@ -46,7 +43,7 @@ def competitors(generator: torch.Generator, W: Tensor, rank: int) -> list[Tensor
         columns @ (columns.T @ W),
         (U[:, :rank] * (S[:rank] - 0.7 * S[rank])) @ Vh[:rank],  # la même erreur spectrale que W_r
         truncated(W, rank + 1),
-        coarse(truncated(W, rank), 4),
+        rounded(truncated(W, rank), 4),
     ]
     if rank > 1:
         found.append(truncated(W, rank - 1))
@@ -290,7 +287,7 @@ def chain_cases(generator: torch.Generator) -> list[Case]:
             compressed = []
             for W, way in zip(weights, plan, strict=True):
                 n_bits, rank = integer(generator, 2, 3), integer(generator, 2, 4)
-                made = {"arrondie": coarse(W, n_bits), "tronquée": truncated(W, rank), "intacte": W.clone()}
+                made = {"arrondie": rounded(W, n_bits), "tronquée": truncated(W, rank), "intacte": W.clone()}
                 compressed.append(made[way])
             gains = [abs(spectral(C) / spectral(W) - 1) for W, C in zip(weights, compressed, strict=True)]
             if len(plan) == 1 or max(gains[1:]) > 0.05:  # une norme prise pour l'autre se voit
@@ -494,6 +491,344 @@ EXERCISE_11_5_2 = Exercise(
                 chain_variant(report=lambda error, z: float(error.square().mean().sqrt())),
                 chain_variant(report=lambda error, z: float(error.square().mean())),
                 chain_variant(report=lambda error, z: float(error.square().sum())),
+            ),
+        ),
+    ),
+)
+
+# --- 11.5.3 -----------------------------------------------------------------------------------------------------------
+
+BITS = range(2, 9)
+
+
+class Choice(NamedTuple):
+    """Une paire, et ses erreurs relatives : de troncature, d'arrondi, des deux, et de W_r quantifiée sans facteurs."""
+
+    rank: int
+    n_bits: int
+    truncation: float
+    rounding: float
+    measured: float
+    undivided: float
+
+    @property
+    def product(self) -> int:
+        """Ce dont le poids dépend : deux paires de même produit pèsent autant."""
+        return self.rank * self.n_bits
+
+
+def choices(W: Tensor, factorise: Callable[[Tensor, int], tuple[Tensor, Tensor]] = factors) -> list[Choice]:
+    """Toutes les paires d'une matrice, en float64, calculées une fois."""
+    return table_of(W.double().numpy().tobytes(), tuple(W.shape), factorise)
+
+
+@lru_cache(maxsize=64)
+def table_of(
+    content: bytes, shape: tuple[int, int], factorise: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> list[Choice]:
+    """La table d'une matrice, retrouvée par ses octets : chaque faute l'interroge."""
+    W, found = torch.frombuffer(bytearray(content), dtype=torch.float64).view(shape), []
+    U, V = factorise(W, min(W.shape))
+    for rank in range(1, U.shape[1] + 1):
+        A, B = U[:, :rank], V[:, :rank]
+        P = A @ B.T
+        for n_bits in BITS:
+            Q = rounded(A, n_bits) @ rounded(B, n_bits).T
+            errors = relative(W - P, W), relative(P - Q, W), relative(W - Q, W), relative(W - rounded(P, n_bits), W)
+            found.append(Choice(rank, n_bits, *errors))
+    return found
+
+
+def stored(W: Tensor, product: int) -> int:
+    """Les bits de deux facteurs : leurs codes, et deux échelles de 32 bits."""
+    return product * sum(W.shape) + 64
+
+
+Estimate = Callable[[Choice], float]
+
+
+def added(c: Choice) -> float:
+    """La somme des deux erreurs : une borne."""
+    return c.truncation + c.rounding
+
+
+def quadrature(c: Choice) -> float:
+    """La racine de la somme de leurs carrés : une estimation."""
+    return math.hypot(c.truncation, c.rounding)
+
+
+def measured(c: Choice) -> float:
+    """Ce que les codes rangés laissent vraiment."""
+    return c.measured
+
+
+def lightest(table: Iterable[Choice], error: Estimate, limit: float) -> Choice:
+    """La paire la plus légère dont cette erreur tient sous la limite."""
+    return min((c for c in table if error(c) <= limit), key=lambda c: c.product)
+
+
+def rank_first(table: Sequence[Choice], limit: float) -> Choice:
+    """Le plus petit rang que la troncature permet, puis le moins de bits."""
+    rank = min(c.rank for c in table if c.truncation <= limit)
+    return lightest([c for c in table if c.rank == rank], measured, limit)
+
+
+def bits_first(table: Sequence[Choice], limit: float) -> Choice:
+    """Le moins de bits que permette un rang quelconque, puis le plus petit rang."""
+    n_bits = min(c.n_bits for c in table if c.measured <= limit)
+    return lightest([c for c in table if c.n_bits == n_bits], measured, limit)
+
+
+def telling(table: Sequence[Choice], limit: float, kind: str) -> bool:
+    """Vrai si, à cette limite, le raccourci que `kind` éprouve se trompe, sans que l'arrondi du calcul décide."""
+    if any(abs(c.measured - limit) < 0.01 * limit for c in table):
+        return False
+    rank = min(c.rank for c in table if c.truncation <= limit)
+    if all(c.measured > limit for c in table if c.rank == rank):
+        return False  # au rang de la troncature, aucun nombre de bits ne suffit
+    best = lightest(table, measured, limit)
+    if kind == "aberrante" and close(quadrature(best), best.measured, 0.004):
+        return False
+    shortcut = {"haute": rank_first(table, limit), "large": bits_first(table, limit)}.get(kind)
+    return best.product not in (lightest(table, added, limit).product, shortcut and shortcut.product)
+
+
+def pair_cases(generator: torch.Generator) -> list[Case]:
+    """Trois matrices où les raccourcis coûtent : le rang d'abord, les bits d'abord, une estimation."""
+    cases = []
+    for kind in ("haute", "large", "aberrante"):
+        limits: list[float] = []
+        while not limits:
+            p, decay = integer(generator, 8, 10), uniform(generator, 0.6, 1.1)
+            q = p + integer(generator, 3, 8)
+            W = matrix(generator, *((p, q) if kind == "large" else (q, p)), decay)
+            if kind == "aberrante":
+                W[integer(generator, 0, q - 1), integer(generator, 0, p - 1)] += W.abs().max()
+            limits = [k / 100 for k in range(12, 46) if telling(choices(W), k / 100, kind)]
+        limit = limits[integer(generator, 0, len(limits) - 1)]
+        strange = ", un poids aberrant" if kind == "aberrante" else ""
+        label = f"W {W.shape[0]}×{W.shape[1]}{strange}, erreur_max = {number(limit)}"
+        cases.append(Case(label, (W, limit)))
+    return cases
+
+
+def pair_reading(result: Any) -> tuple[int | None, int | None, float, float]:
+    """Le rang, les bits par code, les bits en tout, l'erreur."""
+    rank, n_bits, bits, error = result
+    return as_integer(rank), as_integer(n_bits), float(bits), float(error)
+
+
+def pair_properties(result: Any, case: Case) -> Iterable[Property]:
+    """Les paires de même poids se valent : seuls comptent le poids, et l'erreur mesurée sous la limite."""
+    W, limit = case.args
+    rank: int | None = None
+    n_bits: int | None = None
+    try:
+        rank, n_bits, bits, error = pair_reading(result)
+    except (TypeError, ValueError, RuntimeError):
+        bits = error = math.nan
+    valid = rank is not None and n_bits is not None
+    text = "le résultat est (rang, n_bits, bits, erreur), dont deux entiers"
+    yield Property(text, valid, f"reçu {result!r}")
+    table = choices(W)
+    own = next((c for c in table if (c.rank, c.n_bits) == (rank, n_bits)), None)
+    if not valid:
+        return
+    text = "le rang va de 1 à min(m, n), n_bits de 2 à 8"
+    yield Property(text, own is not None, f"reçu rang {rank} et n_bits {n_bits}, pour une matrice {tuple(W.shape)}")
+    if own is None:
+        return
+    pair, best = f"rang {rank} sur {n_bits} bits", lightest(table, measured, limit)
+    yield Property(
+        "l'erreur rendue est celle que les codes rangés laissent",
+        close(error, own.measured, 1.5e-3),
+        f"vous rendez {number(error, 4)} ; {pair}, elle vaut {number(own.measured)} "
+        f"(troncature {number(own.truncation)}, arrondi {number(own.rounding)})",
+    )
+    yield Property(
+        "cette erreur ne dépasse pas erreur_max",
+        own.measured <= limit,
+        f"{pair}, l'erreur mesurée vaut {number(own.measured)}, pour une limite de {number(limit)}",
+    )
+    yield Property(
+        "bits est la taille de ce qui est rangé",
+        close(bits, stored(W, own.product), 1e-9),
+        f"vous comptez {bits:.0f} bits ; {own.rank * sum(W.shape)} codes de {n_bits} bits et deux échelles de 32 bits "
+        f"en font {stored(W, own.product)}",
+    )
+    yield Property(
+        "aucune paire plus légère ne tient sous la limite",
+        own.product <= best.product,
+        f"{pair}, {stored(W, own.product)} bits ; au rang {best.rank} sur {best.n_bits} bits, "
+        f"{stored(W, best.product)} bits suffisent, pour une erreur de {number(best.measured)}",
+    )
+
+
+def pair_portrait(result: Any, case: Case) -> Any:
+    """Le poids de la paire, les bits annoncés et ce que mesure l'erreur : des paires ex æquo se ressemblent."""
+    rank, n_bits, bits, error = pair_reading(result)
+    own = next(c for c in choices(case.args[0]) if (c.rank, c.n_bits) == (rank, n_bits))
+    size = float(case.args[0].double().norm())
+    readings = {
+        "mesurée": own.measured,
+        "troncature": own.truncation,
+        "arrondi": own.rounding,
+        "somme": added(own),
+        "quadrature": quadrature(own),
+        "sans facteurs": own.undivided,
+        "absolue": own.measured * size,
+        "carré": own.measured**2,
+    }
+    return own.product, bits, next((name for name, value in readings.items() if close(error, value, 1.5e-3)), error)
+
+
+def pair_variant(
+    choose: Callable[[Sequence[Choice], float], Choice] = lambda table, limit: lightest(table, measured, limit),
+    *,
+    report: Callable[[Choice, Tensor], float] = lambda c, W: c.measured,
+    size: Callable[[Choice, int, int], float] = lambda c, m, n: c.product * (m + n) + 64,
+    factorise: Callable[[Tensor, int], tuple[Tensor, Tensor]] = factors,
+) -> Any:
+    """Fonction fautive : un autre choix, une autre erreur rendue, ou une autre taille."""
+
+    def wrong(W: Tensor, limit: float) -> tuple[int, int, float, float]:
+        c = choose(choices(W, factorise), limit)
+        return c.rank, c.n_bits, size(c, *W.shape), report(c, W)
+
+    return wrong
+
+
+def by(error: Estimate) -> tuple[Any, Any]:
+    """La paire que choisit cette erreur, rendue avec elle, ou avec la mesure."""
+
+    def choose(table: Sequence[Choice], limit: float) -> Choice:
+        return lightest(table, error, limit)
+
+    return pair_variant(choose, report=lambda c, W: error(c)), pair_variant(choose)
+
+
+def smallest_rank(table: Sequence[Choice], limit: float, *, generous: bool) -> Choice:
+    """Le plus petit rang qui convienne, sur le moins de bits possible, ou (`generous`) sur le plus."""
+    kept = [c for c in table if c.measured <= limit]
+    return min(kept, key=lambda c: (c.rank, -c.n_bits if generous else c.n_bits))
+
+
+def fixed_size(width: int, scales: int, generous: bool) -> Any:
+    """Fonction fautive : `width` bits par nombre quels que soient les codes ; seul le rang compte alors."""
+    return pair_variant(
+        lambda table, limit: smallest_rank(table, limit, generous=generous),
+        size=lambda c, m, n: width * c.rank * (m + n) + scales,
+    )
+
+
+def fewest_bits_undivided(last: bool) -> Callable[[Sequence[Choice], float], Choice]:
+    """W_r quantifiée et rangée entière : le moins de bits, au premier rang qui convienne, ou au dernier."""
+
+    def choose(table: Sequence[Choice], limit: float) -> Choice:
+        kept = [c for c in table if c.undivided <= limit]
+        return min(kept, key=lambda c: (c.n_bits, -c.rank if last else c.rank))
+
+    return choose
+
+
+EXERCISE_11_5_3 = Exercise(
+    number="11.5.3",
+    title="la paire la plus légère sous une contrainte d'erreur",
+    cases=pair_cases,
+    properties=pair_properties,
+    portrait=pair_portrait,
+    mistakes=(
+        Mistake(
+            "les deux erreurs ajoutées",
+            "l'erreur de troncature plus l'erreur d'arrondi bornent l'erreur, sans l'atteindre : les deux écarts sont "
+            "presque orthogonaux. Vous payez des bits pour une marge que personne ne demande ; mesurez ‖W − ÛV̂ᵀ‖.",
+            by(added),
+        ),
+        Mistake(
+            "la quadrature prise pour une mesure",
+            "√(troncature² + arrondi²) est une très bonne estimation, qui mène presque toujours à la bonne paire ; ce "
+            "n'est pas une mesure : les deux écarts ne sont pas tout à fait orthogonaux. Mesurez.",
+            (by(quadrature)[0], pair_variant(report=lambda c, W: quadrature(c))),
+        ),
+        Mistake(
+            "l'arrondi ignoré",
+            "vous jugez le rang sur la SVD tronquée, comme si les facteurs restaient flottants : une fois quantifiés, "
+            "l'erreur dépasse la limite. Mesurez-la sur les codes.",
+            by(lambda c: c.truncation),
+        ),
+        Mistake(
+            "le rang d'abord, ou les bits d'abord",
+            "vous fixez l'un, puis cherchez l'autre (ou vous arrêtez à la première paire qui convient). Un rang de "
+            "plus permet souvent un bit de moins par code, et l'inverse : parcourez toutes les paires, et comparez "
+            "leurs poids.",
+            (
+                pair_variant(rank_first),
+                pair_variant(lambda table, limit: smallest_rank(table, limit, generous=False)),
+                pair_variant(bits_first),
+            ),
+        ),
+        Mistake(
+            "la plus juste au lieu de la plus légère",
+            "vous rendez la paire de plus petite erreur, ou la dernière essayée ; l'énoncé demande, parmi celles qui "
+            "tiennent sous la limite, celle qui pèse le moins.",
+            (pair_variant(lambda table, limit: min(table, key=measured)), pair_variant(lambda table, limit: table[-1])),
+        ),
+        Mistake(
+            "les échelles oubliées",
+            "des codes sans échelle ne redonnent rien : chaque facteur range aussi la sienne, 32 bits, et il y a deux "
+            "facteurs.",
+            (
+                pair_variant(size=lambda c, m, n: c.product * (m + n)),
+                pair_variant(size=lambda c, m, n: c.product * (m + n) + 32),
+            ),
+        ),
+        Mistake(
+            "une taille qui ignore n_bits",
+            "vous comptez 32 bits par nombre, ou 8 : c'est la taille du tenseur en mémoire. Rangés serrés, les codes "
+            "prennent n_bits bits chacun ; c'est tout l'intérêt d'en choisir peu.",
+            (
+                *(
+                    fixed_size(width, scales, generous)
+                    for width in (32, 8)
+                    for scales in (0, 64)
+                    for generous in (False, True)
+                ),
+                pair_variant(size=lambda c, m, n: 32 * c.rank * (m + n)),
+                pair_variant(size=lambda c, m, n: 8 * c.rank * (m + n) + 64),
+            ),
+        ),
+        Mistake(
+            "W_r quantifiée au lieu des facteurs",
+            "vous quantifiez le produit UVᵀ : ce sont mn codes, dont le rang n'est plus r, et que deux facteurs ne "
+            "savent pas ranger. Quantifiez U et V, puis multipliez.",
+            (
+                *by(lambda c: c.undivided)[:1],
+                *(
+                    pair_variant(
+                        fewest_bits_undivided(last),
+                        report=lambda c, W: c.undivided,
+                        size=lambda c, m, n: c.n_bits * m * n + 32,
+                    )
+                    for last in (False, True)
+                ),
+            ),
+        ),
+        Mistake(
+            "√S mal partagé",
+            "chaque facteur porte √S. Avec S d'un seul côté, le produit flottant est le même, mais les colonnes d'un "
+            "facteur ont des tailles trop différentes pour une seule échelle, et l'arrondi y perd davantage.",
+            (pair_variant(factorise=shared_s(1, 0)), pair_variant(factorise=shared_s(0, 1))),
+        ),
+        Mistake(
+            "une autre erreur rendue",
+            "la paire est la bonne, mais le nombre rendu n'est pas ‖W − ÛV̂ᵀ‖/‖W‖ : c'est la part de l'un des deux "
+            "écarts, leur somme, un carré, ou une norme qui n'est pas divisée par ‖W‖.",
+            (
+                pair_variant(report=lambda c, W: c.truncation),
+                pair_variant(report=lambda c, W: c.rounding),
+                pair_variant(report=lambda c, W: added(c)),
+                pair_variant(report=lambda c, W: c.measured**2),
+                pair_variant(report=lambda c, W: c.measured * float(W.double().norm())),
             ),
         ),
     ),
