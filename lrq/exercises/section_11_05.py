@@ -470,8 +470,8 @@ EXERCISE_11_5_2 = Exercise(
         ),
         Mistake(
             "‖W‖ à la place de ‖Ŵ‖",
-            "ŷ − y = Ŵ(ĥ − h) + E h : avec l'entrée h du réseau d'origine, c'est la couche comprimée qui amplifie "
-            "l'erreur reçue. On peut écrire aussi W(ĥ − h) + E ĥ, mais il y faut ‖ĥ‖ ; le mélange des deux ne borne "
+            "y − ŷ = Ŵ(h − ĥ) + E h : avec l'entrée h du réseau d'origine, c'est la couche comprimée qui amplifie "
+            "l'erreur reçue. On peut écrire aussi W(h − ĥ) + E ĥ, mais il y faut ‖ĥ‖ ; le mélange des deux ne borne "
             "rien.",
             (chain_variant(gain=lambda W, C: spectral(W)), chain_variant(gain=lambda W, C: spectral(W), own=met)),
         ),
