@@ -271,8 +271,8 @@ def analyze_forward_error(layer: nn.Module, test_inputs: Tensor, original_weight
     -------
     dict
         ``mean_error``, la moyenne des ‖ŷ − y‖ ; ``mean_relative_error``, celle des ‖ŷ − y‖/‖y‖ (infinie si
-        un y est nul et que ŷ ne l'est pas) ; ``error_bound``, celle des ‖E‖₂ ‖x‖, où ‖E‖₂ est la norme *spectrale*. Les sorties sont celles de la couche, avec les arrondis de son
-        calcul, que la borne ne compte pas.
+        un y est nul et que ŷ ne l'est pas) ; ``error_bound``, celle des ‖E‖₂ ‖x‖, où ‖E‖₂ est la norme *spectrale*.
+        Les sorties sont celles de la couche, avec les arrondis de son calcul, que la borne ne compte pas.
 
     Raises
     ------
