@@ -956,7 +956,8 @@ def mounted(contexts, tmp_path):
         data = embed_data(widgets, drop_defaults=False)
         shown = "".join(f'<script type="{VIEW}">{json.dumps(spec)}</script>' for spec in data["view_specs"])
         alter(data["manager_state"]["state"][data["view_specs"][0]["model_id"]])
-        state = json.dumps(data["manager_state"]).replace("</", r"<\/")
+        # Les clés triées, comme dans l'état qu'écrit une page construite.
+        state = json.dumps(data["manager_state"], sort_keys=True).replace("</", r"<\/")
         script = f"<script>{HOST.read_text(encoding='utf-8')}</script>"
         path = tmp_path / "page.html"
         head = '<!doctype html><html lang="fr"><meta charset="utf-8"><title>Essai</title><body>'

@@ -73,8 +73,9 @@ function analyse(choice, values) {
   const rated = (point, size) => ({ ...point, size, rate: size / (m * n) });
   const found = {};
   let place = p;
-  for (const [recipe, settings] of Object.entries(points))
-    found[recipe] = settings.map(([bits, rank, blocks]) => {
+  // Dans l'ordre de Python : l'état d'une page construite a ses clés triées.
+  for (const recipe of Object.keys(RECIPES).filter((name) => points[name]))
+    found[recipe] = points[recipe].map(([bits, rank, blocks]) => {
       const base = blocks ? storedBits(m * n, bits, blocks, true) : 0;
       const factors = rank ? factorBits(m, n, rank, blocks ? RESIDUAL_BITS : bits, m + n) : 0;
       return rated({ bits, rank, blocks, error: values[place++] }, base + factors);
