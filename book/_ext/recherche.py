@@ -36,8 +36,12 @@ class SearchFolded(SearchFrench):
         return super().word_filter(fold(word.lower()))
 
     def stem(self, word: str) -> str:
-        """La racine du mot, sans accents ; celle de « singulieres » est « singulier » pour le français de Sphinx."""
-        return re.sub("ier$", "i", fold(super().stem(word)))
+        """La racine du mot, sans accents ; le mot entier si elle est un mot vide, comme « sur » pour « sûrement ».
+
+        La racine de « singulieres » est « singulier » pour le français de Sphinx.
+        """
+        root = re.sub("ier$", "i", fold(super().stem(word)))
+        return root if self.word_filter(root) else fold(word)
 
 
 def _add_script(app: Any, pagename: str, *_: Any) -> None:
