@@ -170,8 +170,11 @@ def compression_error_tradeoff(
                     "compression_ratio": W.nbytes / sum(factor.nbytes() for factor in packed),
                 }
             )
-    for row in rows:
-        row["optimal"] = not any(dominates(other, row) for other in rows)
+    errors = [row["actual_combined"] for row in rows]
+    sizes = [1 / row["compression_ratio"] for row in rows]
+    front = {(errors[i], sizes[i]) for i in pareto_front(errors, sizes)}
+    for row, error, size in zip(rows, errors, sizes, strict=True):
+        row["optimal"] = (error, size) in front
     return rows
 
 
@@ -202,11 +205,20 @@ def combined_error_analysis(
     return {key: row[key] for key in ("svd_error", "quant_error", "estimated_combined", "actual_combined")}
 
 
-def dominates(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    """Vrai si `one` n'est ni plus lourd ni moins fidèle que `other`, et l'emporte sur l'un des deux."""
-    a = (one["compression_ratio"], -one["actual_combined"])
-    b = (other["compression_ratio"], -other["actual_combined"])
-    return a != b and a[0] >= b[0] and a[1] >= b[1]
+def pareto_front(errors: Sequence[float], sizes: Sequence[float]) -> list[int]:
+    """Les places que nulle autre ne bat à la fois en erreur et en taille, de la plus légère à la plus lourde.
+
+    De deux couples égaux, le premier seul reste.
+
+    Parameters
+    ----------
+    errors, sizes : suites de même longueur
+    """
+    front: list[int] = []
+    for i in sorted(range(len(errors)), key=lambda i: (sizes[i], errors[i])):
+        if not front or errors[i] < errors[front[-1]]:
+            front.append(i)
+    return front
 
 
 def powers_of_two(limit: int) -> list[int]:

@@ -1155,7 +1155,7 @@ def test_nothing_passes_under_the_line_of_noise_but_water(rated):
 
 @pytest.mark.parametrize("prompt", rate_distortion.PROMPTS.values())
 def test_lines_of_the_curves_break_where_they_may(prompt):
-    assert not re.search(r" [:;?=!]|= ", rate_distortion.UNBROKEN.sub("\u00a0", prompt))
+    assert not re.search(r" [:;?=!]|= ", rank_bits.UNBROKEN.sub("\u00a0", prompt))
 
 
 # --- la propagation d'une erreur --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
-from ..errors import propagation_bound, water_filling
+from ..errors import pareto_front, propagation_bound, water_filling
 from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, SVDCompressedLinear
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
@@ -24,7 +24,7 @@ from ..svd import truncated_svd
 from .explorer import CSS, esm
 from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
-from .rank_bits import best_within, pareto_front
+from .rank_bits import best_within
 from .rate_distortion import wasted_bits
 
 # Ce que règle QuantizerExplorer, bits à part : symétrie, écrêtage, qui partage une échelle.

@@ -1,6 +1,7 @@
 """Les matrices réelles que le livre donne à explorer, chacune avec ce qu'on peut y découvrir."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -69,8 +70,13 @@ MINILM = {  # nom → clé dans les poids, lignes gardées (None : toutes), invi
 GAUSSIAN = "import torch\n\nW = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))"
 
 
-def minilm_choices() -> dict[str, Choice]:
+def minilm_choices(prompts: Mapping[str, str] | None = None) -> dict[str, Choice]:
     """Sept matrices de MiniLM et, pour témoin, une matrice gaussienne.
+
+    Parameters
+    ----------
+    prompts : dict nom → invitation, optionnel
+        Ne garde que les matrices qu'il nomme, dans son ordre, avec ces invitations-là.
 
     Returns
     -------
@@ -84,4 +90,7 @@ def minilm_choices() -> dict[str, Choice]:
         choices[name] = Choice(weights[key][:rows], prompt, code)
     W = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
     prompt = "Du bruit. Que garde-t-il à la moitié de la taille ? Comparez à « query »."
-    return choices | {"hasard gaussien": Choice(W, prompt, GAUSSIAN)}
+    choices["hasard gaussien"] = Choice(W, prompt, GAUSSIAN)
+    if prompts is None:
+        return choices
+    return {name: replace(choices[name], prompt=prompt) for name, prompt in prompts.items()}

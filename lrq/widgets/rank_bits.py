@@ -10,12 +10,12 @@ import traitlets
 from torch import Tensor
 
 from ..display import fr
+from ..errors import pareto_front
 from ..gauge import rotate_factors
-from ..models import load_minilm_weights
 from ..quantizers import Granularity, PerChannel, PerGroup, UniformQuantizer
 from ..svd import share_singular_values, truncated_svd
 from ..validation import check_integer
-from .choices import GAUSSIAN, MINILM, Choice
+from .choices import Choice, minilm_choices
 from .explorer import CSS, YOURS, Integer, Text, esm, to_bytes
 from .quantizer import extract
 from .randomized import UNBROKEN
@@ -217,15 +217,7 @@ class RankBitsExplorer(anywidget.AnyWidget):
             rank=rank,
             n_bits=n_bits,
             budget=budget,
-            _choices=[
-                {
-                    "name": name,
-                    "prompt": UNBROKEN.sub("\u00a0", choice.prompt),
-                    "code": f"{YOURS}, en tenseur float32" if choice.code == YOURS else choice.code,
-                    **self._tables[name].record(),
-                }
-                for name, choice in choices.items()
-            ],
+            _choices=[introduce(name, choice) | self._tables[name].record() for name, choice in choices.items()],
             _values=to_bytes([table.errors() for table in self._tables.values()]),
         )
 
@@ -240,16 +232,7 @@ class RankBitsExplorer(anywidget.AnyWidget):
         **options : réglages
             Les autres réglages de départ.
         """
-        weights, choices = load_minilm_weights(), {}
-        for name, prompt in PROMPTS.items():
-            if name in MINILM:
-                key = MINILM[name][0]
-                lines = f'from lrq import models\n\nW = models.load_minilm_weights()["{key}"]'
-                choices[name] = Choice(weights[key], prompt, lines)
-            else:
-                W = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
-                choices[name] = Choice(W, prompt, GAUSSIAN)
-        return cls(choices, matrix, **options)
+        return cls(minilm_choices(PROMPTS), matrix, **options)
 
     @traitlets.validate("matrix")
     def _check_matrix(self, proposal: Any) -> str:
@@ -371,6 +354,12 @@ def factors_nbytes(m: int, n: int, rank: int, n_bits: int) -> int:
     return -(-m * rank * n_bits // 8) + -(-n * rank * n_bits // 8) + 4 * (m + n)
 
 
+def introduce(name: str, choice: Choice) -> dict[str, Any]:
+    """Ce que la page dit d'une matrice : son nom, son invitation, les lignes qui la définissent."""
+    code = f"{YOURS}, en tenseur float32" if choice.code == YOURS else choice.code
+    return {"name": name, "prompt": UNBROKEN.sub("\u00a0", choice.prompt), "code": code}
+
+
 def best_within(errors: Sequence[float], sizes: Sequence[float], limit: float) -> int:
     """La place de la plus petite erreur parmi les tailles permises ; à égalité, la plus légère ; −1 s'il n'y en a pas.
 
@@ -382,19 +371,3 @@ def best_within(errors: Sequence[float], sizes: Sequence[float], limit: float) -
     """
     allowed = [i for i, size in enumerate(sizes) if size <= limit]
     return min(allowed, key=lambda i: (errors[i], sizes[i]), default=-1)
-
-
-def pareto_front(errors: Sequence[float], sizes: Sequence[float]) -> list[int]:
-    """Les places que nulle autre ne bat à la fois en erreur et en taille, de la plus légère à la plus lourde.
-
-    De deux couples égaux, le premier seul reste.
-
-    Parameters
-    ----------
-    errors, sizes : suites de même longueur
-    """
-    front: list[int] = []
-    for i in sorted(range(len(errors)), key=lambda i: (sizes[i], errors[i])):
-        if not front or errors[i] < errors[front[-1]]:
-            front.append(i)
-    return front

@@ -10,16 +10,14 @@ import traitlets
 from torch import Tensor
 
 from ..display import fr
-from ..errors import water_filling
-from ..models import load_minilm_weights
+from ..errors import pareto_front, water_filling
 from ..quantizers import Granularity, PerTensor, UniformQuantizer
 from ..spectrum import truncation_errors
 from ..svd import singular_values
-from .choices import GAUSSIAN, MINILM, Choice
-from .explorer import CSS, YOURS, French, Text, esm, relative_to_first, to_bytes
+from .choices import Choice, minilm_choices
+from .explorer import CSS, French, Text, esm, relative_to_first, to_bytes
 from .quantizer import extract
-from .randomized import UNBROKEN
-from .rank_bits import ALONE_BITS, Candidate, Table, best_within, pareto_front
+from .rank_bits import ALONE_BITS, Candidate, Table, best_within, introduce
 from .spectrum import check_name, named
 
 RECIPES = {  # nom → ce qu'en dit la description d'une ligne
@@ -208,15 +206,7 @@ class RateDistortionExplorer(anywidget.AnyWidget):
             matrix=first,
             budget=budget,
             recipe=recipe,
-            _choices=[
-                {
-                    "name": name,
-                    "prompt": UNBROKEN.sub("\u00a0", choice.prompt),
-                    "code": f"{YOURS}, en tenseur float32" if choice.code == YOURS else choice.code,
-                    **self._curves[name].record(),
-                }
-                for name, choice in choices.items()
-            ],
+            _choices=[introduce(name, choice) | self._curves[name].record() for name, choice in choices.items()],
             _values=to_bytes([values for curves in self._curves.values() for values in curves.values()]),
         )
 
@@ -231,16 +221,7 @@ class RateDistortionExplorer(anywidget.AnyWidget):
         **options : réglages
             Les autres réglages de départ.
         """
-        weights, choices = load_minilm_weights(), {}
-        for name, prompt in PROMPTS.items():
-            if name in MINILM:
-                key = MINILM[name][0]
-                lines = f'from lrq import models\n\nW = models.load_minilm_weights()["{key}"]'
-                choices[name] = Choice(weights[key], prompt, lines)
-            else:
-                W = torch.randn(384, 384, generator=torch.Generator().manual_seed(0))
-                choices[name] = Choice(W, prompt, GAUSSIAN)
-        return cls(choices, matrix, **options)
+        return cls(minilm_choices(PROMPTS), matrix, **options)
 
     @traitlets.validate("matrix")
     def _check_matrix(self, proposal: Any) -> str:

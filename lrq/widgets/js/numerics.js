@@ -71,7 +71,7 @@ export function bestWithin(errors, sizes, limit) {
   return best;
 }
 
-/** lrq.widgets.rank_bits.pareto_front : les places que nulle autre ne bat à la fois en erreur et en taille, de la plus
+/** lrq.errors.pareto_front : les places que nulle autre ne bat à la fois en erreur et en taille, de la plus
  *  légère à la plus lourde ; de deux couples égaux, le premier. */
 export function paretoFront(errors, sizes) {
   const order = [...errors.keys()].sort((i, j) => sizes[i] - sizes[j] || errors[i] - errors[j]);
