@@ -301,7 +301,7 @@ def reverse_water_filling(S, bits):
     """L'oracle : chercher le niveau θ par dichotomie."""
     energies = np.asarray(S, dtype=np.float64) ** 2
     positive = energies[energies > 0]
-    low, high = -400.0, math.log2(positive.max())  # log₂ θ
+    low, high = -1000.0, math.log2(positive.max())  # log₂ θ ; une seule direction peut recevoir 240 bits
     for _ in range(200):
         middle = (low + high) / 2
         spent = np.maximum(0, np.log2(positive) - middle).sum() / 2
