@@ -171,7 +171,7 @@ def test_linears_of_the_encoder_can_be_replaced(encoder, sentences):
 
 
 def test_mean_cosine_by_hand(randn):
-    a, b = nn.functional.normalize(randn(6, 5), dim=1), nn.functional.normalize(randn(6, 5), dim=1)
+    a, b = (nn.functional.normalize(randn(6, 5, dtype=torch.float64), dim=1) for _ in range(2))
     assert models.mean_cosine(a, a) == pytest.approx(1)
     assert models.mean_cosine(a, -a) == pytest.approx(-1)
     assert models.mean_cosine(a, b) == pytest.approx(np.mean(np.einsum("ij,ij->i", a.numpy(), b.numpy())))
