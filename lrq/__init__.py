@@ -6,6 +6,15 @@ demande.
 """
 
 from .activation import Calibration, activation_aware_svd, calibrate
+from .adapters import (
+    add_adapter,
+    convert_model_to_lora,
+    delete_adapter,
+    disabled_adapters,
+    merge_adapters,
+    set_adapter,
+    unmerge_adapters,
+)
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
 from .compression import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
 from .errors import (
@@ -37,7 +46,9 @@ from .layers import (
     linear_names,
     replace_linears,
 )
+from .lora_training import AdaptiveLoRA, LoRAPlus, LoRATrainer
 from .packing import pack_bits, unpack_bits
+from .peft_files import load_adapter, save_adapter
 from .quantizers import (
     PerChannel,
     PerGroup,
@@ -77,6 +88,7 @@ from .training import train_qat_low_rank
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveLoRA",
     "ApproximateSVD",
     "ApproximationErrorAnalysis",
     "Calibration",
@@ -87,6 +99,8 @@ __all__ = [
     "LayerReport",
     "LearnedStepQuantize",
     "LoRALayer",
+    "LoRAPlus",
+    "LoRATrainer",
     "LowRankAnalysis",
     "MultiStageFactorizedLinear",
     "PerChannel",
@@ -104,6 +118,7 @@ __all__ = [
     "UniformQuantizer",
     "activation_aware_svd",
     "adaptive_svd",
+    "add_adapter",
     "allocate_ranks",
     "analyze_combined_compression",
     "analyze_cumulative_error",
@@ -117,8 +132,11 @@ __all__ = [
     "combined_error_analysis",
     "compare_factorized_vs_standard",
     "compression_error_tradeoff",
+    "convert_model_to_lora",
     "cumulative_energy",
+    "delete_adapter",
     "dequantize",
+    "disabled_adapters",
     "efficient_truncated_svd",
     "energy_analysis",
     "entropy_rank",
@@ -126,10 +144,12 @@ __all__ = [
     "gavish_donoho_rank",
     "halko_bound",
     "linear_names",
+    "load_adapter",
     "load_weights",
     "low_rank_error",
     "marchenko_pastur_edge",
     "marchenko_pastur_rank",
+    "merge_adapters",
     "pack_bits",
     "propagation_bound",
     "quantize_symmetric",
@@ -137,7 +157,9 @@ __all__ = [
     "rank_for_error",
     "replace_linears",
     "rotate_factors",
+    "save_adapter",
     "save_weights",
+    "set_adapter",
     "singular_values",
     "stable_rank",
     "train_qat_low_rank",
@@ -146,6 +168,7 @@ __all__ = [
     "tt_contract",
     "tt_svd",
     "unfoldings",
+    "unmerge_adapters",
     "unpack_bits",
     "water_filling",
 ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layers import inside
 from .quantizers import Granularity, UniformQuantizer
 from .spectrum import analyze_svd_approximation_error
 from .svd import share_singular_values, singular_values, working_dtype
@@ -421,11 +422,6 @@ def common_layers(model_original: nn.Module, model_compressed: nn.Module) -> lis
 def is_layer(module: nn.Module) -> bool:
     """Vrai si un module s'écoute d'un bloc : sans enfant, ou comprimé (ses enfants ne sont que ses facteurs)."""
     return not list(module.children()) or callable(getattr(module, "reconstruct_weight", None))
-
-
-def inside(name: str, above: str) -> bool:
-    """Vrai si le module `name` est `above`, ou l'un de ses descendants."""
-    return name == above or above == "" or name.startswith(above + ".")
 
 
 def listen(

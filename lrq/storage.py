@@ -85,13 +85,21 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()}  # plus de vues
     described = json.dumps({"alias": aliases, "codes": layouts(model)}, ensure_ascii=False)
     content = save(tensors, {"lrq": described + digest(tensors, described)})  # une seule clé : leur ordre varierait
-    whole = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    write_whole({path: content})
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Écrit des fichiers à côté de leur place, puis les y met : les anciens demeurent tant que tout n'est pas écrit."""
+    waiting = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in contents}
     try:
-        with whole.open("xb") as file:
-            file.write(content)
-        os.replace(whole, path)
+        for path, whole in waiting.items():
+            with whole.open("xb") as file:
+                file.write(contents[path])
+        for path, whole in waiting.items():
+            os.replace(whole, path)
     except BaseException:
-        whole.unlink(missing_ok=True)
+        for whole in waiting.values():
+            whole.unlink(missing_ok=True)
         raise
 
 

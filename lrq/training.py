@@ -61,11 +61,9 @@ def train_qat_low_rank(
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("model : aucun paramètre à entraîner, attendu au moins un requires_grad.")
-    for name, loader in (("train_loader", train_loader), ("val_loader", val_loader)):
-        if isinstance(loader, Iterator):  # sans appeler iter(), qui ferait tirer au hasard un DataLoader
-            raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
-        if not isinstance(loader, Iterable) and (name == "train_loader" or loader is not None):
-            raise TypeError(f"{name} : reçu {type(loader).__name__}, attendu un DataLoader ou une liste de lots.")
+    check_loader(train_loader, "train_loader")
+    if val_loader is not None:
+        check_loader(val_loader, "val_loader")
     optimizer = torch.optim.Adam(trained, lr)
     modes = {module: module.training for module in model.modules()}
     bar = progress_bar(epochs) if verbose else None
@@ -97,6 +95,14 @@ def train_qat_low_rank(
             bar.close()
         model.load_state_dict(best)
     return model.eval()
+
+
+def check_loader(loader: Any, name: str) -> None:
+    """Exige des lots que l'on puisse parcourir plusieurs fois."""
+    if isinstance(loader, Iterator):  # sans appeler iter(), qui ferait tirer au hasard un DataLoader
+        raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
+    if not isinstance(loader, Iterable):
+        raise TypeError(f"{name} : reçu {type(loader).__name__}, attendu un DataLoader ou une liste de lots.")
 
 
 def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer) -> float:

@@ -161,6 +161,14 @@ def check_fraction(value: Any, name: str) -> float:
     return number
 
 
+def check_dropout(value: Any, name: str) -> float:
+    """Rend une part de l'intervalle [0, 1[."""
+    number = to_float(value, name, "un nombre dans [0, 1[")
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"{name} : reçu {value!r}, attendu un nombre dans [0, 1[.")
+    return number
+
+
 def check_percentile(value: Any, name: str) -> float:
     """Rend un pourcentage de l'intervalle ]0, 100]."""
     number = to_float(value, name, "un pourcentage dans ]0, 100]")

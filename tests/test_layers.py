@@ -515,7 +515,7 @@ def test_lora_starts_identical(bias, leading, linear, randn):
 
 def test_lora_default_rank_is_that_of_the_contract():
     layer = LoRALayer(nn.Linear(32, 20))
-    assert (layer.rank, layer.alpha) == (16, 1.0)
+    assert (layer.rank, layer.scale) == (16, 1.0)
     assert layer.lora_A.shape == (16, 32)
     assert layer.lora_B.shape == (20, 16)
 
@@ -532,7 +532,7 @@ def test_lora_trains_its_adapter_only(lora, randn):
     base = snapshot(layer.original)
     optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
     layer(randn(5, 12)).pow(2).sum().backward()
-    assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"lora_A", "lora_B"}
+    assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"adapters.default.A", "adapters.default.B"}
     A, B = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
     optimizer.step()
     assert unchanged(layer.original, base)
@@ -574,7 +574,7 @@ def test_unmerge_is_exact_to_the_bit(dtype, lora):
     assert layer.original.weight.dtype == dtype
     merged = layer.original.weight.detach().clone()
     assert not torch.equal(merged, before)
-    delta = layer.alpha * (layer.lora_B.double() @ layer.lora_A.double()).detach()
+    delta = layer.scale * (layer.lora_B.double() @ layer.lora_A.double()).detach()
     torch.testing.assert_close(merged.double(), before.double() + delta, rtol=torch.finfo(dtype).eps, atol=1e-4)
     layer.unmerge_weights()
     assert torch.equal(layer.original.weight, before)

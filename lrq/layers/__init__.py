@@ -1,15 +1,15 @@
-"""Une couche par idée : sections 11.0 à 11.2, et 11.4."""
+"""Une couche par idée : sections 11.0 à 11.4."""
 
 from .base import CompressedLayer, CompressedLinear, LowRankLinear
 from .conv import SVDConv2d
 from .factorized import FactorizedLinear, MultiStageFactorizedLinear, compare_factorized_vs_standard
 from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
-from .lora import LoRALayer
+from .lora import LoRAAdapter, LoRALayer
 from .packed import PackedTensor
 from .qat import QATLowRankLinear
 from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
-from .replace import linear_names, meta_copy, replace_linears
+from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
 
@@ -20,6 +20,7 @@ __all__ = [
     "FactorizedLinear",
     "FakeQuantizeModule",
     "LearnedStepQuantize",
+    "LoRAAdapter",
     "LoRALayer",
     "LowRankLinear",
     "MultiStageFactorizedLinear",
@@ -34,7 +35,9 @@ __all__ = [
     "SVDConv2d",
     "TruncatedSVDLinear",
     "compare_factorized_vs_standard",
+    "inside",
     "linear_names",
     "meta_copy",
     "replace_linears",
+    "replace_modules",
 ]

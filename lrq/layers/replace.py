@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,18 +55,27 @@ def replace_linears(
         names = list(convert)
     present = linear_names(model)
     check_names(() if names is None else names, present, "une nn.Linear")
-    model = copy.deepcopy(model)
-    layers = {name: model.get_submodule(name) for name in (present if names is None else names)}
-    converted: dict[nn.Module, nn.Module] = {}  # une couche partagée n'est convertie qu'une fois, et demeure partagée
-    for name, layer in layers.items():
-        assert isinstance(layer, nn.Linear)
-        if layer not in converted:
-            change = convert[name] if isinstance(convert, Mapping) else convert
-            converted[layer] = change(layer).train(layer.training)
-        if layer is model:
-            return converted[layer]
+    chosen = present if names is None else names
+    return replace_modules(
+        copy.deepcopy(model), {name: convert[name] if isinstance(convert, Mapping) else convert for name in chosen}
+    )
+
+
+def replace_modules(model: nn.Module, convert: Mapping[str, Callable[[Any], nn.Module]]) -> nn.Module:
+    """Remplace sur place chaque module nommé par ``convert[nom](module)`` ; rend le réseau.
+
+    Tout est converti avant que rien ne soit remplacé. Un module partagé n'est converti qu'une fois, et demeure partagé.
+    """
+    modules = {name: model.get_submodule(name) for name in convert}
+    converted: dict[nn.Module, nn.Module] = {}
+    for name, module in modules.items():
+        if module not in converted:
+            converted[module] = convert[name](module).train(module.training)
+    for name, module in modules.items():
+        if module is model:
+            return converted[module]
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, converted[layer])
+        setattr(model.get_submodule(parent), child, converted[module])
     return model
 
 
@@ -77,3 +87,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(t): blank(t) for t in tensors})
+
+
+def inside(name: str, above: str) -> bool:
+    """Vrai si le module `name` est `above`, ou l'un de ses descendants."""
+    return name == above or above == "" or name.startswith(above + ".")
