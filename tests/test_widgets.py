@@ -12,11 +12,12 @@ import torch
 import traitlets
 
 import lrq
-from benchmarks import randomized_study
+from benchmarks import lora_study, randomized_study
 from lrq import models, plots
 from lrq.widgets import (
     Certificate,
     Choice,
+    LoRAExplorer,
     PhotoExplorer,
     PropagationExplorer,
     QuantizerExplorer,
@@ -24,6 +25,7 @@ from lrq.widgets import (
     RankBitsExplorer,
     RateDistortionExplorer,
     SpectrumExplorer,
+    lora,
     minilm_choices,
     photo,
     propagation,
@@ -1266,6 +1268,206 @@ def test_the_error_falls_while_the_bound_climbs():
     assert third == 0
     assert first > 0.99 * explorer.error > 10 * second
     assert not re.search(r" [:;?=!]|= ", explorer._prompt)
+
+
+# --- LoRA et sa table -------------------------------------------------------------------------------------------------
+
+
+LORA = lora.load_table()
+LORA_SETTINGS = list(itertools.product(*(LORA["réglages"][name] for name in lora.SETTINGS)))
+TURNED = lora_study.turned_digits()
+
+
+def learned(scaling, lr, rank):
+    """Ce que montre la figure à ce réglage."""
+    return LoRAExplorer(rank, scaling, lr)
+
+
+def check_curve_of_lora(network, lr, seed, stored):
+    """Les deux premières époques, refaites : aux pas 0,001 et 0,003, une autre machine s'en écarte à peine."""
+    found = lora_study.follow(network, *TURNED, lr, seed, 2)
+    assert found == pytest.approx(stored[:3], abs=9), (lr, seed)
+
+
+def test_random_curves_of_lora_are_found_again(rng):
+    rows = [row for row in LORA["lora"] if row["lr"] < 0.01]
+    for place in rng.choice(len(rows), 2, replace=False):
+        row, seed = rows[place], int(rng.choice(LORA["réglages"]["seed"]))
+        network = lora_study.adapted(row["rank"], row["scaling"], seed)
+        check_curve_of_lora(network, row["lr"], seed, row["justes"][seed])
+    whole, seed = LORA["complet"], int(rng.choice(LORA["réglages"]["seed"]))
+    check_curve_of_lora(models.load_digits_network("mlp"), whole["lr"], seed, whole["justes"][seed])
+
+
+def test_the_study_of_lora_trains_as_fit_does():
+    """« Voir le code » appelle models.fit ; la table, elle, se lit à chaque époque."""
+    train, (x, y) = TURNED
+    before = torch.get_rng_state()
+    found = lora_study.follow(lora_study.adapted(4, "alpha", 3), train, (x, y), 0.003, 3, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    network = models.fit(lora_study.adapted(4, "alpha", 3), *train, epochs=2, lr=0.003, seed=3)
+    assert len(found) == 3
+    assert found[-1] == round(models.accuracy(network, x, y) * len(y))
+    assert found[0] == LORA["lora"][0]["justes"][0][0], "avant d'apprendre, c'est le réseau d'origine"
+
+
+def test_the_table_of_lora_is_whole_and_small():
+    assert [tuple(row[name] for name in lora.SETTINGS) for row in LORA["lora"]] == LORA_SETTINGS
+    size = (len(LORA["réglages"]["seed"]), LORA["réglages"]["epochs"] + 1)
+    for row in (LORA["complet"], *LORA["lora"]):
+        assert np.shape(row["justes"]) == size
+        assert 0 <= np.min(row["justes"]) <= np.max(row["justes"]) <= LORA["images"] == len(TURNED[1][1])
+    for scaling in LORA["réglages"]["scaling"]:  # au rang 1, les trois échelles n'en font qu'une
+        assert np.array_equal(learned(scaling, 0.003, 1).runs, learned("alpha", 0.003, 1).runs)
+    assert lora_study.TABLE.stat().st_size < 100_000
+    assert LORA["commande"].endswith(lora_study.__name__)
+
+
+def test_full_training_has_the_best_of_its_rates():
+    tried = dict(LORA["complet"]["pas_essayés"])
+    assert tuple(tried) == lora_study.FULL_RATES
+    assert LORA["complet"]["lr"] == max(tried, key=tried.get)
+    assert min(tried) < LORA["complet"]["lr"] < max(tried), "le meilleur pas n'est pas au bord de ceux qu'on essaie"
+
+
+def test_the_study_of_lora_writes_a_curve_a_line(tmp_path):
+    table = {"lora": [{"scaling": "alpha/r", "justes": [[1, 2, 3], [4, 5, 6]]}], "lr": 0.001}
+    lora_study.write(table, tmp_path / "table.json")
+    text = (tmp_path / "table.json").read_text(encoding="utf-8")
+    assert json.loads(text) == table
+    assert "[1, 2, 3],\n" in text
+
+
+@pytest.mark.filterwarnings("ignore:rank")
+def test_networks_are_weighed_as_lrq_counts_them(rng):
+    """Toutes les formes, tous les paramètres : ceux de vrais réseaux adaptés."""
+    digits, encoder = models.load_digits_network("mlp"), models.load_minilm()
+    targets = {
+        "MLP des chiffres": (digits, None),
+        "MiniLM, 36 couches": (encoder, models.encoder_linears(encoder)),
+        "MiniLM, query et value": (encoder, ["query", "value"]),
+    }
+    assert [record["nom"] for record in LORA["réseaux"]] == list(targets) == list(lora.CODES)
+    for name, (network, layers) in targets.items():
+        rank = int(rng.choice(LORA["réglages"]["rank"]))
+        found = lrq.convert_model_to_lora(network, layers, rank=rank)
+        explorer = LoRAExplorer(rank, network=name)
+        assert explorer.trained == sum(p.numel() for p in found.parameters() if p.requires_grad)
+        assert explorer.total == sum(p.numel() for p in network.parameters())
+        assert explorer.share == explorer.trained / explorer.total
+        place = LORA["réglages"]["rank"].index(rank)
+        assert [each["trained"][place] for each in explorer._networks if each["name"] == name] == [explorer.trained]
+
+
+@pytest.mark.filterwarnings("ignore:rank")
+def test_memory_is_what_training_allocates(rng):
+    """Poids, gradients et moments, pesés après un pas d'Adam."""
+    rank = int(rng.choice(LORA["réglages"]["rank"]))
+    explorer, (x, y) = LoRAExplorer(rank), TURNED[0]
+    networks = {
+        explorer.nbytes: lora_study.adapted(rank, "alpha", 0),
+        explorer.full_nbytes: models.load_digits_network("mlp"),
+    }
+    for expected, network in networks.items():
+        learning = [p for p in network.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(learning)
+        torch.nn.functional.cross_entropy(network(x[:8]), y[:8]).backward()
+        optimizer.step()
+        moments = [p for state in optimizer.state.values() for p in (state["exp_avg"], state["exp_avg_sq"])]
+        parts = (network.parameters(), [p.grad for p in learning], moments)
+        assert tuple(sum(p.nbytes for p in part) for part in parts) == expected
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("rank", [0, 3, 64, 2.5, "8", None, True, float("nan")]),
+        ("scaling", ["beta", "", 3, None, ["alpha"]]),
+        ("lr", [0, 0.002, -0.001, "0.001", None, True, float("nan")]),
+        ("network", ["ailleurs", "", 3, None]),
+    ],
+)
+def test_what_lora_did_not_measure_is_refused_and_changes_nothing(trait, values):
+    explorer = LoRAExplorer()
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        if (trait, value) != ("network", None):  # sans nom : le réseau des mesures
+            with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+                LoRAExplorer(**{trait: value})
+
+
+def test_python_and_the_page_set_lora():
+    explorer, seen = LoRAExplorer(), []
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), [*lora.SETTINGS, "network"])
+    explorer.rank = 32
+    explorer.set_state({"scaling": "alpha", "lr": 0.01, "network": "MiniLM, 36 couches"})
+    assert set(seen) == {("rank", 32), ("scaling", "alpha"), ("lr", 0.01), ("network", "MiniLM, 36 couches")}
+    with pytest.raises(traitlets.TraitError, match="lr : reçu 0.5"):
+        explorer.set_state({"rank": 1, "lr": 0.5})
+    assert (explorer.rank, explorer.lr) == (32, 0.01)
+
+
+def test_the_page_gets_the_curves_of_the_table(rng):
+    explorer = LoRAExplorer()
+    values = np.frombuffer(explorer._values, "<u2").reshape(len(LORA_SETTINGS) + 1, *explorer.runs.shape)
+    for place in rng.choice(len(LORA_SETTINGS), 3, replace=False):
+        assert np.array_equal(values[place] / LORA["images"], learned(*LORA_SETTINGS[place]).runs)
+    assert np.array_equal(values[-1], LORA["complet"]["justes"])
+    assert (values[-1].mean(0) / LORA["images"]).tolist() == pytest.approx(explorer.full_curve)
+    assert explorer.spread == (explorer.runs[:, -1].min(), explorer.runs[:, -1].max())
+    assert explorer.accuracy == pytest.approx(explorer.runs[:, -1].mean())
+    assert state_size(explorer) <= STATE_LIMIT
+
+
+def test_lora_repr_is_stable_and_tells_the_state():
+    text = repr(LoRAExplorer(network="MiniLM, 36 couches"))
+    assert text == repr(LoRAExplorer(network="MiniLM, 36 couches"))
+    assert re.fullmatch(
+        r"LoRAExplorer, rang 8, échelle α/r \(LoRA\), pas 0,001 : 9\d,\d % reconnus \(tout ajuster : 9\d,\d %\) ; "
+        r"« MiniLM, 36 couches », 1,46 % entraînés",
+        text,
+    )
+
+
+def test_lines_of_lora_break_where_they_may():
+    prompt = LoRAExplorer()._prompt
+    assert not re.search(r" [:;?=]|= ", prompt)
+    assert prompt.replace("\u00a0", " ") == lora.PROMPT
+
+
+def test_with_lora_scale_the_rank_stops_mattering():
+    """Ce que dit l'invitation, au pas 0,001 : à l'échelle α/r, de 4 à 32, presque rien ; à l'échelle α, beaucoup."""
+    divided, plain = ([learned(s, 0.001, rank) for rank in (4, 8, 16, 32)] for s in ("alpha/r", "alpha"))
+    for epoch in range(6):
+        found = [explorer.curve[epoch] for explorer in divided]
+        assert max(found) - min(found) < 0.06
+    assert divided[-1].accuracy - divided[0].accuracy < 0.035
+    assert plain[-1].curve[1] - plain[0].curve[1] > 0.5
+    assert plain[-1].curve[5] - plain[0].curve[5] > 0.1
+    assert all(explorer.accuracy < explorer.full_accuracy - 0.03 for explorer in divided)
+    assert abs(plain[2].accuracy - plain[2].full_accuracy) < 0.01
+
+
+def test_with_the_course_scale_a_large_rate_ruins_large_ranks():
+    """La suite de l'invitation : au pas 0,01, l'échelle α s'effondre aux rangs 16 et 32 ; l'échelle α/r tient."""
+    for rank in (16, 32):
+        assert learned("alpha", 0.01, rank).accuracy < 0.85
+        assert learned("alpha/r", 0.01, rank).accuracy > 0.95
+    low, high = learned("alpha", 0.01, 16).spread
+    assert high - low > 0.5
+
+
+def test_lora_never_weighs_less_than_a_quarter():
+    """Les poids gelés restent : 4 octets par paramètre, sur les 16 d'un ajustement complet."""
+    explorer = LoRAExplorer(1)
+    for network in lora.CODES:
+        explorer.network = network
+        for explorer.rank in LORA["réglages"]["rank"]:
+            part = sum(explorer.nbytes) / sum(explorer.full_nbytes)
+            assert part == pytest.approx(0.25 + explorer.share)
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

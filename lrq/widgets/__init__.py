@@ -6,6 +6,7 @@ Chaque figure est une classe Python (des traits typés, vérifiés) et un module
 from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
+from .lora import LoRAExplorer
 from .photo import PhotoExplorer, shrink
 from .propagation import PropagationExplorer
 from .quantizer import QuantizerExplorer
@@ -18,6 +19,7 @@ __all__ = [
     "Certificate",
     "Choice",
     "Explorer",
+    "LoRAExplorer",
     "PhotoExplorer",
     "PropagationExplorer",
     "QuantizerExplorer",
