@@ -21,6 +21,7 @@ from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
 from lrq.widgets import (
+    LoRAExplorer,
     PhotoExplorer,
     PropagationExplorer,
     QuantizerExplorer,
@@ -60,6 +61,7 @@ RANK, CUT, CODE = '[data-control="rank"]', '[data-control="cut"]', '[data-contro
 RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
 CHAINED = '[data-explorer="propagation"]'
+ADAPTED = '[data-explorer="lora"]'
 MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
 RATE_POINT, RECIPE = '[data-control="rate-point"]', '[data-control="recipe"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -1298,6 +1300,116 @@ def test_the_chain_and_python_measure_alike(mounted, rng):
         if turn % 5 == 0:
             assert all(map(agree, promises, printed(snippet))), snippet
             assert len(promises) == len(printed(snippet))
+    page.close()
+    assert noise == []
+
+
+def adapted_state(root, explorer):
+    """Donne à l'objet Python ce que montrent les contrôles."""
+    explorer.rank = explorer._allowed["rank"][settings(root)["listed-rank"]]
+    for name, convert in (("scaling", str), ("lr", float), ("network", str)):
+        setattr(explorer, name, convert(root.locator(f'[data-control="{name}"]').input_value()))
+
+
+def test_lora_keeps_its_height_and_its_labels_apart(mounted, rng):
+    page, noise = mounted([LoRAExplorer()])
+    root = page.locator(ADAPTED)
+    for width in (760, 704, 676, 640, 576, 560, 420, 360, 344, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for _ in range(25):
+            randomize(root, rng)
+            heights.add(round(root.bounding_box()["height"]))
+            explorer = LoRAExplorer()
+            adapted_state(root, explorer)
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {explorer}"
+            assert not re.search(r"NaN|Infinity|undefined|∞|−", root.evaluate(SHOWN)), explorer
+            assert page.evaluate(SIDEWAYS) is None
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+def test_lora_is_explored_by_hand(mounted):
+    """Au clavier, et par les boutons « à essayer »."""
+    explorer = LoRAExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(ADAPTED)
+    buttons, seen = root.locator('[data-control="preset"]').all(), []
+    for button in buttons:
+        button.click()
+        page.evaluate(TWO_FRAMES)
+        assert [one.get_attribute("aria-pressed") for one in buttons].count("true") == 1
+        assert button.get_attribute("aria-pressed") == "true"
+        adapted_state(root, explorer)
+        seen.append((explorer.rank, explorer.scaling, explorer.lr))
+    assert seen == [(16, scaling, lr) for lr in (0.001, 0.01) for scaling in ("alpha/r", "alpha")]
+    slider = root.locator('[data-control="listed-rank"]')
+    for key, place, text in [
+        ("ArrowLeft", 3, "8"),
+        ("PageDown", 1, "2"),
+        ("Home", 0, "1"),
+        ("End", 5, "32"),
+        ("ArrowRight", 5, "32"),
+    ]:
+        slider.press(key)
+        assert settings_after(root, {"listed-rank": place})["listed-rank"] == place
+        page.evaluate(TWO_FRAMES)
+        assert slider.get_attribute("aria-valuetext") == text
+    for name in ("scaling", "lr", "network"):
+        control = root.locator(f'[data-control="{name}"]')
+        assert any(
+            changes(root, lambda key=key, control=control: control.press(key)) for key in ("ArrowDown", "ArrowUp")
+        )
+    page.close()
+    assert noise == []
+
+
+def test_lora_is_accessible(mounted):
+    page, _ = mounted([LoRAExplorer()])
+    page.evaluate(UNFOLD)
+    assert axe(page, WCAG) == []
+    wear(page, "dark")
+    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
+    for control in controls(page.locator(ADAPTED)):
+        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
+    page.close()
+
+
+def test_lora_fits_a_finger(contexts, mounted):
+    page, _ = mounted([LoRAExplorer()])
+    page.set_viewport_size(PHONE)
+    page.evaluate(TWO_FRAMES)
+    small = [control for control in controls(page.locator(ADAPTED)) if control.bounding_box()["height"] < TOUCH - 0.5]
+    page.close()
+    assert small == []
+
+
+@pytest.mark.filterwarnings("ignore:rank")
+def test_lora_and_python_measure_alike(mounted, rng):
+    """À des réglages au hasard, la page dit les nombres de Python ; son code, exécuté, les retrouve."""
+    explorer = LoRAExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(ADAPTED)
+    page.evaluate(UNFOLD)
+    for turn in range(30):
+        if turn:
+            randomize(root, rng)
+        adapted_state(root, explorer)
+        verdict = root.locator(".lrq-verdict").inner_text()
+        shown = [float(word.replace(",", ".")) for word in re.findall(r"\d+(?:,\d+)?(?=\u00a0%)", verdict)]
+        expected = [100 * explorer.accuracy, 100 * explorer.full_accuracy, 100 * explorer.share]
+        assert shown == pytest.approx(expected, abs=0.051), f"{explorer} : {verdict}"
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        accuracy, *said = promised(snippet)
+        assert accuracy == "True" or agree(accuracy, f"{explorer.accuracy:.2f}")
+        memory = [explorer.nbytes, explorer.full_nbytes]
+        assert said == [f"{explorer.trained} {explorer.total}", *(" ".join(map(str, parts)) for parts in memory)]
+        if turn % 12 == 0:
+            got = printed(snippet)
+            assert len(got) == len(said) + 1
+            assert all(map(agree, promised(snippet), got)), f"{snippet}\nimprime {got}"
     page.close()
     assert noise == []
 

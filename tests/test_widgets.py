@@ -1405,7 +1405,7 @@ def test_python_and_the_page_set_lora():
     explorer.rank = 32
     explorer.set_state({"scaling": "alpha", "lr": 0.01, "network": "MiniLM, 36 couches"})
     assert set(seen) == {("rank", 32), ("scaling", "alpha"), ("lr", 0.01), ("network", "MiniLM, 36 couches")}
-    with pytest.raises(traitlets.TraitError, match="lr : reçu 0.5"):
+    with pytest.raises(traitlets.TraitError, match=r"lr : reçu 0\.5"):
         explorer.set_state({"rank": 1, "lr": 0.5})
     assert (explorer.rank, explorer.lr) == (32, 0.01)
 
@@ -1438,13 +1438,18 @@ def test_lines_of_lora_break_where_they_may():
     assert prompt.replace("\u00a0", " ") == lora.PROMPT
 
 
-def test_with_lora_scale_the_rank_stops_mattering():
-    """Ce que dit l'invitation, au pas 0,001 : à l'échelle α/r, de 4 à 32, presque rien ; à l'échelle α, beaucoup."""
+def test_with_lora_scale_a_larger_rank_is_hardly_faster():
+    """Ce que dit l'invitation, au pas 0,001 : de 4 à 32, l'échelle α/r n'accélère presque rien ; l'échelle α, beaucoup.
+
+    Après 20 époques, le rang gagne autant aux deux échelles, moins de trois points et demi ; mais l'échelle α/r reste
+    loin de l'ajustement complet, que l'échelle α rejoint.
+    """
     divided, plain = ([learned(s, 0.001, rank) for rank in (4, 8, 16, 32)] for s in ("alpha/r", "alpha"))
     for epoch in range(6):
         found = [explorer.curve[epoch] for explorer in divided]
         assert max(found) - min(found) < 0.06
-    assert divided[-1].accuracy - divided[0].accuracy < 0.035
+    for four in (divided, plain):
+        assert 0.02 < four[-1].accuracy - four[0].accuracy < 0.035
     assert plain[-1].curve[1] - plain[0].curve[1] > 0.5
     assert plain[-1].curve[5] - plain[0].curve[5] > 0.1
     assert all(explorer.accuracy < explorer.full_accuracy - 0.03 for explorer in divided)

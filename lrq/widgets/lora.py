@@ -18,8 +18,8 @@ SCALINGS = {"alpha": "α (cours)", "alpha/r": "α/r (LoRA)", "alpha/sqrt(r)": "�
 SETTINGS = ("scaling", "lr", "rank")  # dans l'ordre de la table
 
 PROMPT = (
-    "Au pas 0,001 et à l’échelle α/r, montez le rang de 4 à 32 : il ne change presque plus rien. À l’échelle α, il "
-    "compte de nouveau. Gardez-la, et portez le pas à 0,01 : que devient-elle aux rangs 16 et 32 ?"
+    "Au pas 0,001, à l’échelle α/r, montez le rang de 4 à 32 : il n’accélère presque rien ; à l’échelle α, beaucoup. "
+    "Gardez celle-ci, et portez le pas à 0,01 : que deviennent les rangs 16 et 32 ?"
 )
 CODES = {  # réseau → les lignes qui le préparent, son nom, les couches à adapter
     "MLP des chiffres": ([], "base", ""),

@@ -12,7 +12,6 @@ import {
   listSlider,
   logarithmic,
   menu,
-  percent,
   possible,
   set,
   settle,
@@ -22,8 +21,10 @@ const HEIGHT = 330;
 const MARGIN = { left: 46, right: 62, top: 30, bottom: 44 };
 const MISSED = [1, 0.01]; // l'échelle du dessin : de tout manqué à 1 % de manqués
 const LEVELS = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99];
-const STABLE = 0.02; // jusqu'à cet écart entre graines, deux décimales se retrouvent d'une machine à l'autre
-const TORN = 0.1; // au-delà, aucune
+// Deux décimales se retrouvent d'une machine à l'autre au plus petit pas, ou si les graines diffèrent peu ; au-delà, la
+// moyenne reste voisine ; quand elles se contredisent, plus rien.
+const STABLE = 0.02;
+const TORN = 0.1;
 
 const PARTS = ["poids", "gradients", "moments d’Adam"];
 const BARS = { height: 22, gap: 14, top: 24, label: 112 };
@@ -56,19 +57,23 @@ function verdict({ rank, now, full, share, network }) {
     " des chiffres tournés reconnus\u00a0: ",
     close ? "autant qu’en ajustant tout" : `${fr(Math.abs(gap), 1)}\u00a0points de ${gap < 0 ? "moins" : "plus"} qu’en ajustant tout`,
     ` (${reached(full.mean.at(-1))}). ${network}\u00a0: `,
-    [percent(share), "budget"],
+    [`${fr(100 * share, share < 0.01 ? 2 : 1)}\u00a0%`, "budget"],
     " des paramètres à entraîner.",
   ];
 }
 
 /** Le code qui retrouve ces nombres. */
-function snippet({ rank, scaling, lr, now, total, trained, code, torn }, { alpha, epochs, seeds }) {
+function snippet({ rank, scaling, lr, now, total, trained, code }, { alpha, epochs, seeds, lr: rates }) {
   const [prepare, name, targets] = code;
-  const mean = now.mean.at(-1);
-  const digits = now.most - now.least <= STABLE ? 2 : 1;
-  const result = torn
-    ? ["print(max(found) - min(found) > 0.05)", "True"]
-    : [`print(f"{sum(found) / ${seeds}:.${digits}f}")`, mean.toFixed(digits)];
+  const [mean, apart] = [now.mean.at(-1), now.most - now.least];
+  const average = `sum(found) / ${seeds}`;
+  let result = [[`print(f"{${average}:.2f}")`, mean.toFixed(2)]];
+  if (apart > TORN)
+    result = ["# d’une graine à l’autre, rien de commun", ["print(max(found) - min(found) > 0.02)", "True"]];
+  else if (apart > STABLE && lr > Math.min(...rates)) {
+    const [low, high] = [mean - 0.05, Math.min(mean + 0.05, 1)].map((bound) => bound.toFixed(2));
+    result = ["# d’une machine à l’autre, elle change un peu", [`print(${low} < ${average} < ${high})`, "True"]];
+  }
   return [
     "import torch",
     "",
@@ -84,19 +89,16 @@ function snippet({ rank, scaling, lr, now, total, trained, code, torn }, { alpha
     `    lora = lrq.convert_model_to_lora(base, rank=${rank}, alpha=${alpha}, scaling="${scaling}")`,
     `    models.fit(lora, x_train, y_train, epochs=${epochs}, lr=${lr}, seed=seed)`,
     "    found.append(models.accuracy(lora, x, y))",
-    ...(torn ? ["# d’une graine à l’autre, rien de commun"] : []),
-    result,
+    ...result,
     "",
-    "# la mémoire : poids, gradients, moments d’Adam",
+    "# la mémoire, en octets : poids, gradients, moments d’Adam ; puis celle d’un ajustement complet",
     ...prepare,
     `lora = lrq.convert_model_to_lora(${name}, ${targets}rank=${rank})`,
     `total = sum(p.numel() for p in ${name}.parameters())`,
     "trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)",
     ["print(trained, total)", `${trained} ${total}`],
-    [
-      "print(4 * (total + trained) + 4 * trained + 8 * trained, 4 * total + 4 * total + 8 * total)",
-      `${sum(memory(total, trained))} ${sum(memory(0, total))}`,
-    ],
+    ["print(4 * (total + trained), 4 * trained, 8 * trained)", memory(total, trained).join(" ")],
+    ["print(4 * total, 4 * total, 8 * total)", memory(0, total).join(" ")],
   ];
 }
 
@@ -137,17 +139,16 @@ function build(root, model) {
   const sentence = element("p", { class: "lrq-verdict lrq-chained", "data-readout": "verdict" });
 
   // Les états remarquables.
-  const presets = [
-    ["α/r au rang 32", { rank: 32, scaling: "alpha/r", lr: 0.001 }],
-    ["α au rang 16", { rank: 16, scaling: "alpha", lr: 0.001 }],
-    ["α, pas trop grand", { rank: 16, scaling: "alpha", lr: 0.01 }],
-    ["α/r, même pas", { rank: 16, scaling: "alpha/r", lr: 0.01 }],
-  ].map(([name, target]) => {
-    const word = element("span", { class: "lrq-value" }, `pas\u00a0${rate(target.lr)}`);
-    const button = element("button", { type: "button", "data-control": "preset" }, `${name} `, word);
-    button.addEventListener("click", () => keep(target));
-    return { target, button };
-  });
+  const presets = rates
+    .filter((_, i) => i === 0 || i === rates.length - 1)
+    .flatMap((lr) => ["alpha/r", "alpha"].map((scaling) => ({ rank: 16, scaling, lr })))
+    .map((target) => {
+      const name = `${target.scaling === "alpha" ? "α" : "α/r"}, rang\u00a0${target.rank} `;
+      const word = element("span", { class: "lrq-value" }, `pas\u00a0${rate(target.lr)}`);
+      const button = element("button", { type: "button", "data-control": "preset" }, name, word);
+      button.addEventListener("click", () => keep(target));
+      return { target, button };
+    });
   const chips = element(
     "div",
     { class: "lrq-jumps", role: "group", "aria-label": "À essayer" },
@@ -158,9 +159,10 @@ function build(root, model) {
   const silent = { "aria-hidden": "true" };
   const text = (kind) => element("text", { class: `lrq-label ${kind}`, ...silent });
   const background = element("g", silent);
-  const paths = ranks.map(() => element("path", { class: "lrq-curve rank faded", ...silent }));
+  const paths = ranks.map(() => element("path", { class: "lrq-curve rank faded lrq-thin", ...silent }));
+  const chosen = element("path", { class: "lrq-curve rank", ...silent });
   const whole = element("path", { class: "lrq-curve", ...silent });
-  const spread = element("path", { class: "lrq-curve rank lrq-thin", ...silent });
+  const spread = element("path", { class: "lrq-curve rank faded", ...silent });
   const dot = element("circle", { class: "lrq-dot rank", r: 5, ...silent });
   const labels = { ranks: ranks.map(() => text("rank")), full: text("") };
   const plot = element(
@@ -170,6 +172,7 @@ function build(root, model) {
     ...paths,
     whole,
     spread,
+    chosen,
     dot,
     ...labels.ranks,
     labels.full,
@@ -223,9 +226,8 @@ function build(root, model) {
     );
     const xs = full.mean.map((_, epoch) => x(epoch));
     const curves = ranks.map((each) => at(scaling, lr, each).mean.map(y));
-    curves.forEach((ys, i) =>
-      set(paths[i], { d: curve(xs, ys), class: `lrq-curve rank${ranks[i] === rank ? "" : " faded lrq-thin"}` }),
-    );
+    curves.forEach((ys, i) => set(paths[i], { d: ranks[i] === rank ? null : curve(xs, ys) }));
+    set(chosen, { d: curve(xs, curves[ranks.indexOf(rank)]) });
     const reference = full.mean.map(y);
     set(whole, { d: curve(xs, reference) });
     const [low, high] = [y(now.least), y(now.most)].map((end) => end.toFixed(1));
@@ -301,7 +303,8 @@ function build(root, model) {
             "fill-opacity": opacities[i],
           });
         });
-        const total = octets(sum(parts));
+        const ratio = sum(all) / sum(parts);
+        const total = `${octets(sum(parts))}${row ? ` (÷\u00a0${fr(ratio, 1)})` : ""}`;
         return [
           ...boxes,
           ...(narrow
@@ -332,7 +335,6 @@ function build(root, model) {
       share: trained / network.total,
       network: name,
       code: network.code,
-      torn: now.most - now.least > TORN,
       lora: memory(network.total, trained),
       whole: memory(0, network.total),
     };
