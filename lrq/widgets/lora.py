@@ -77,7 +77,10 @@ class LoRAExplorer(anywidget.AnyWidget):
 
     Attributes
     ----------
-    rank, scaling, lr, network
+    rank : int
+    scaling : str
+    lr : float
+    network : str
         Python et le lecteur les lisent et les changent. Une valeur que la table n'a pas est refusée (TraitError), et la
         figure ne bouge pas.
 
