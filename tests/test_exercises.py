@@ -221,8 +221,45 @@ def lightest_pair(W, erreur_max):
     raise AssertionError
 
 
+def lora_against_full(W0, x, y, A, alpha, lr, pas):
+    """Autograd, en place sur des copies, les deux méthodes dans la même boucle."""
+    W, A, B = (nn.Parameter(t.clone()) for t in (W0, A, W0.new_zeros(W0.shape[0], A.shape[0])))
+    methods = {"complet": [W], "lora": [A, B]}
+    losses = {
+        "complet": lambda: nn.functional.mse_loss(nn.functional.linear(x, W), y),
+        "lora": lambda: nn.functional.mse_loss(x @ W0.T + alpha * (x @ A.T @ B.T), y),
+    }
+    results = {}
+    for name, parameters in methods.items():
+        for _ in range(pas):
+            for p, gradient in zip(parameters, torch.autograd.grad(losses[name](), parameters), strict=True):
+                p.data.sub_(gradient, alpha=lr)
+        count = sum(p.numel() for p in parameters)
+        results[name] = {"perte": losses[name](), "parametres": count, "octets": torch.tensor(12 * count)}
+    results["complet"]["W"] = W
+    results["lora"] |= {"A": A, "B": B}
+    return results
+
+
+def best_updates(W0, x, y, rangs):
+    """En NumPy : la racine symétrique de xᵀx, son inverse, et √S dans chaque facteur."""
+    W0, x, y = (t.double().numpy() for t in (W0, x, y))
+    values, Q = np.linalg.eigh(x.T @ x)
+    root, inverse = Q * np.sqrt(values) @ Q.T, Q / np.sqrt(values) @ Q.T
+    residual = y - x @ W0.T
+    U, S, Vh = np.linalg.svd(residual.T @ x @ inverse @ inverse @ root, full_matrices=False)
+    total, found = (S**2).sum(), []
+    for r in rangs:
+        B, A = U[:, :r] * np.sqrt(S[:r]), np.sqrt(S[:r])[:, None] * Vh[:r] @ inverse
+        loss = ((residual - x @ A.T @ B.T) ** 2).mean()
+        part = (S[:r] ** 2).sum() / total
+        found.append({"A": A, "B": B, "perte": loss, "parametres": A.size + B.size, "part": torch.tensor(part)})
+    return tuple(found)
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
+    "11.2": lora_against_full,
     "11.1.1": rank_for_compression,
     "11.1.2": compare_initialisations,
     "11.1.3": gradients,
@@ -230,6 +267,7 @@ SOLUTIONS = {
     "11.2.2": sketched_svd,
     "11.2.3": weight_error_and_accuracy,
     "11.3": compressed_layer,
+    "11.3.1": best_updates,
     "11.4.1": compared_orders,
     "11.4.2": quantization_aware,
     "11.5.1": eckart_young,

@@ -132,6 +132,8 @@ def copy_of(value: Any) -> Any:
         return value.clone()
     if isinstance(value, list):
         return [copy_of(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(copy_of(item) for item in value)
     return copy.deepcopy(value) if isinstance(value, nn.Module) else value
 
 
