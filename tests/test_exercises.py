@@ -257,6 +257,44 @@ def best_updates(W0, x, y, rangs):
     return tuple(found)
 
 
+def ranks_that_follow(couches, budget):
+    """En NumPy, une file où les premières de chaque couche passent devant ; l'importance, par la trace."""
+    scores = [
+        np.array(
+            [
+                np.abs(
+                    [np.trace(b.T @ g) for b, g in zip(B[:, :, k, None].numpy(), G[:, :, k, None].numpy(), strict=True)]
+                ).sum()
+                for k in range(len(A))
+            ]
+        )
+        for A, B, G in couches
+    ]
+    queue = []
+    for i, (A, B, _) in enumerate(couches):
+        size = A[0].numel() + B[0, :, 0].numel()
+        for place, k in enumerate(np.argsort(-scores[i])):
+            queue.append((place > 0, -scores[i][k] / size, i, k, size))
+    kept = [set() for _ in couches]
+    for _, _, i, k, size in sorted(queue):
+        if size <= budget:
+            budget -= size
+            kept[i].add(k)
+    return scores, [list(own) for own in kept]
+
+
+def one_adapter(adaptateurs, poids):
+    """Les A orthonormées d'abord ; les vecteurs propres du Gram de B, dans cette base, donnent le reste."""
+    kept = [(A, w * s * B) for (A, B, s), w in zip(adaptateurs, poids, strict=True) if w != 0]
+    left, S, right = np.linalg.svd(np.vstack([A.numpy() for A, _ in kept]), full_matrices=False)
+    basis = right[S > 1e-10 * S[0]]
+    inside = sum(B.numpy() @ (A.numpy() @ basis.T) for A, B in kept)  # (m, k)
+    Q, R = np.linalg.qr(inside)
+    U, S, Vh = np.linalg.svd(R)
+    keep = S > 1e-10 * S[0]
+    return Vh[: len(S)][keep] @ basis, Q @ U[:, : len(S)][:, keep] * S[keep]
+
+
 SOLUTIONS = {
     "11.1": rank_for_layer,
     "11.2": lora_against_full,
@@ -268,6 +306,8 @@ SOLUTIONS = {
     "11.2.3": weight_error_and_accuracy,
     "11.3": compressed_layer,
     "11.3.1": best_updates,
+    "11.3.2": ranks_that_follow,
+    "11.3.3": one_adapter,
     "11.4.1": compared_orders,
     "11.4.2": quantization_aware,
     "11.5.1": eckart_young,

@@ -7,7 +7,7 @@ from .engine import Bilan, Exercise, verify
 from .section_11_00 import EXERCISE_11_1
 from .section_11_01 import EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3
 from .section_11_02 import EXERCISE_11_2_1, EXERCISE_11_2_2, EXERCISE_11_2_3
-from .section_11_03 import EXERCISE_11_2, EXERCISE_11_3_1
+from .section_11_03 import EXERCISE_11_2, EXERCISE_11_3_1, EXERCISE_11_3_2, EXERCISE_11_3_3
 from .section_11_04 import EXERCISE_11_3, EXERCISE_11_4_1, EXERCISE_11_4_2
 from .section_11_05 import EXERCISE_11_5_1, EXERCISE_11_5_2, EXERCISE_11_5_3
 
@@ -24,6 +24,8 @@ EXERCISES: dict[str, Exercise] = {
         EXERCISE_11_2_3,
         EXERCISE_11_3,
         EXERCISE_11_3_1,
+        EXERCISE_11_3_2,
+        EXERCISE_11_3_3,
         EXERCISE_11_4_1,
         EXERCISE_11_4_2,
         EXERCISE_11_5_1,

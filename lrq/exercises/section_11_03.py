@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import Case, Exercise, Mistake, Property
+from .engine import Case, Exercise, Mistake, Property, as_integer
 from .instances import integer, number, uniform
 from .section_11_02 import orthonormal
 from .section_11_05 import close, spectral
@@ -614,6 +614,648 @@ EXERCISE_11_3_1 = Exercise(
                 rank_variant(size=lambda m, n, r: m * n + r * (m + n)),
                 rank_variant(size=lambda m, n, r: r * (m + n + 1)),
             ),
+        ),
+    ),
+)
+
+# --- 11.3.2 -----------------------------------------------------------------------------------------------------------
+
+Layer = tuple[Tensor, Tensor, Tensor]  # A (r, n), puis B et ∂L/∂B, (lots, m, r)
+Scores = list[Tensor]  # une importance par composante, couche par couche
+Kept = list[list[int]]  # les indices gardés, couche par couche
+
+
+def adapter_seen(generator: torch.Generator, m: int, n: int, rank: int, batches: int, size: float) -> Layer:
+    """Un adaptateur suivi sur quelques lots : B qui avance un peu, et des pentes ⟨b_k, ∂L/∂b_k⟩ de signe changeant."""
+    A = torch.randn(rank, n, generator=generator) / n**0.5
+    start, moves = torch.randn(m, rank, generator=generator), torch.randn(batches, m, rank, generator=generator)
+    B = start * 2 * torch.rand(rank, generator=generator) + 0.1 * moves.cumsum(0)
+    noise = torch.randn(batches, m, rank, generator=generator)
+    energy = B.square().sum(1, keepdim=True)
+    noise = noise - (noise * B).sum(1, keepdim=True) / energy * B  # ce qui ne touche pas à la pente
+    signs = torch.where(torch.rand(batches, 1, rank, generator=generator) < 0.5, -1.0, 1.0)
+    steady = torch.rand(rank, generator=generator) < 0.5  # les autres hésitent d'un lot à l'autre
+    slopes = torch.where(steady, 1.0, signs) * 10 ** torch.rand(batches, 1, rank, generator=generator)
+    return A, B, size * (slopes / energy * B + noise * torch.rand(rank, generator=generator))
+
+
+def importances(layers: Sequence[Layer]) -> Scores:
+    """Σ_t |⟨b_k, ∂L/∂b_k⟩|, en float64."""
+    return [torch.einsum("tik,tik->tk", plain(B), plain(G)).abs().sum(0) for _, B, G in layers]
+
+
+def component_sizes(layers: Sequence[Layer]) -> list[int]:
+    """Nombre de paramètres d'une composante, in + out, couche par couche."""
+    return [A.shape[1] + B.shape[1] for A, B, _ in layers]
+
+
+def chosen(
+    scores: Scores,
+    sizes: Sequence[int],
+    budget: int,
+    *,
+    per: Callable[[int], float] = float,
+    at_least: int = 1,
+    fits: Callable[[int, int], bool] = lambda size, left: size <= left,
+    stops: bool = False,
+    firsts_paid: bool = True,
+) -> Kept:
+    """La meilleure composante de chaque couche, puis les plus importantes de toutes, par paramètre."""
+    kept = [s.topk(at_least).indices.tolist() for s in scores]
+    left = budget - (sum(size * len(own) for size, own in zip(sizes, kept, strict=True)) if firsts_paid else 0)
+    others = [(float(s) / per(sizes[i]), i, k) for i, own in enumerate(scores) for k, s in enumerate(own)]
+    for _, i, k in sorted((o for o in others if o[2] not in kept[o[1]]), key=lambda o: -o[0]):
+        if fits(sizes[i], left):
+            kept[i].append(k)
+            left -= sizes[i]
+        elif stops:
+            break
+    return [sorted(own) for own in kept]
+
+
+def same_rank(scores: Scores, sizes: Sequence[int], budget: int) -> Kept:
+    """Le même rang partout, le plus grand que le budget permette."""
+    rank = min(budget // sum(sizes), *(len(s) for s in scores))
+    return [sorted(s.topk(rank).indices.tolist()) for s in scores]
+
+
+def layer_by_layer(scores: Scores, sizes: Sequence[int], budget: int) -> Kept:
+    """Le même budget pour chaque couche."""
+    return [
+        sorted(s.topk(max(1, min(len(s), budget // len(sizes) // size))).indices.tolist())
+        for s, size in zip(scores, sizes, strict=True)
+    ]
+
+
+Selection = Callable[[Scores, Sequence[int], int], Kept]
+
+SELECTIONS: dict[str, tuple[Selection, ...]] = {  # faute → ce qu'elle garde
+    "taille": (
+        lambda scores, sizes, budget: chosen(scores, sizes, budget, per=lambda size: 1),
+        lambda scores, sizes, budget: chosen(scores, sizes, budget, per=lambda size: 1 / size),
+    ),
+    "même rang": (same_rank, layer_by_layer),
+    "budget": (
+        lambda scores, sizes, budget: chosen(scores, sizes, budget, fits=lambda size, left: left > 0, stops=True),
+        lambda scores, sizes, budget: chosen(scores, sizes, budget, firsts_paid=False),
+    ),
+    "arrêt": (lambda scores, sizes, budget: chosen(scores, sizes, budget, stops=True),),
+    "vide": (lambda scores, sizes, budget: chosen(scores, sizes, budget, at_least=0),),
+}
+
+
+def apart(instances: Sequence[tuple[Sequence[Layer], int]]) -> bool:
+    """Vrai si aucune faute de sélection ne passe pour la bonne réponse, ni pour une autre, sur l'ensemble."""
+    outcomes = []
+    for select in (chosen, *(select for several in SELECTIONS.values() for select in several)):
+        outcomes.append([select(importances(c), component_sizes(c), budget) for c, budget in instances])
+    return all(a != b for i, a in enumerate(outcomes) for b in outcomes[:i])
+
+
+def clear_ranking(layers: Sequence[Layer]) -> bool:
+    """Vrai si deux importances par paramètre ne se suivent jamais de trop près pour que l'arrondi les échange."""
+    each = torch.cat([s / size for s, size in zip(importances(layers), component_sizes(layers), strict=True)])
+    ordered = each.sort().values
+    return bool((ordered[1:] > 1.001 * ordered[:-1]).all())
+
+
+def budget_cases(generator: torch.Generator) -> list[Case]:
+    """Deux couches ; quatre, dont une presque muette ; trois, de tailles très inégales."""
+    plans = {"deux couches": (1.0, 1.0), "quatre couches": (1.0, 1.0, 0.02, 1.0), "trois couches": (1.0, 4.0, 0.5)}
+    while True:
+        instances, labels = [], []
+        for name, strengths in plans.items():
+            batches = integer(generator, 3, 5)
+            layers = []
+            for strength in strengths:
+                m, n = integer(generator, 4, 24), integer(generator, 4, 24)
+                if name == "trois couches" and strength > 1:
+                    m, n = 3 * m, 3 * n
+                layers.append(adapter_seen(generator, m, n, integer(generator, 3, 6), batches, strength))
+            sizes = component_sizes(layers)
+            whole = sum(size * len(A) for size, (A, _, _) in zip(sizes, layers, strict=True))
+            budget = max(sum(sizes), int(uniform(generator, 0.4, 0.65) * whole))
+            instances.append((layers, budget))
+            labels.append(f"{name}, {batches} lots, budget = {budget} paramètres sur {whole}")
+        if apart(instances) and all(clear_ranking(layers) for layers, _ in instances):
+            return [Case(label, instance) for label, instance in zip(labels, instances, strict=True)]
+
+
+def budget_reading(result: Any) -> tuple[Scores, list[list[int | None]]]:
+    """Les importances en tenseurs, les indices gardés dans l'ordre."""
+    scores, kept = result
+    return [plain(s) for s in scores], [sorted(as_integer(k) for k in own) for own in kept]  # type: ignore[type-var]
+
+
+def budget_properties(result: Any, case: Case) -> Iterable[Property]:
+    """Une sélection gloutonne se reconnaît sans être refaite : ce qui manque ne tenait pas, à son tour."""
+    layers, budget = case.args
+    sizes, right = component_sizes(layers), importances(layers)
+    valid = isinstance(result, tuple | list) and len(result) == 2
+    valid = valid and all(isinstance(part, tuple | list) and len(part) == len(layers) for part in result)
+    text = "le résultat est un couple (importances, gardees), une entrée par couche dans chacune"
+    yield Property(text, valid, f"reçu {result!r}, pour {len(layers)} couches")
+    if not valid:
+        return
+    try:
+        scores, kept = budget_reading(result)
+    except (TypeError, ValueError, RuntimeError):
+        scores, kept = [], []
+    shapes = [tuple(s.shape) for s in scores]
+    wanted = [tuple(s.shape) for s in right]
+    yield Property("une importance par composante", shapes == wanted, f"reçu {shapes}, attendu {wanted}")
+    if shapes != wanted:
+        return
+    for i, (mine, true) in enumerate(zip(scores, right, strict=True)):
+        k = int(((mine - true).abs() / true).nan_to_num(math.inf).argmax())
+        yield Property(
+            "l'importance est la somme, sur les lots, de |⟨b_k, ∂L/∂b_k⟩|",
+            close(float(mine[k]), float(true[k])),
+            f"couche {i}, composante {k} : vous rendez {number(float(mine[k]))} au lieu de {number(float(true[k]))}",
+        )
+    valid = all(
+        k is not None and 0 <= k < len(s) and own.count(k) == 1 for own, s in zip(kept, right, strict=True) for k in own
+    )
+    text = "les composantes gardées sont des indices valables, chacun une seule fois"
+    yield Property(text, valid, f"reçu {kept}")
+    if not valid:
+        return
+    empty = [i for i, own in enumerate(kept) if not own]
+    yield Property("chaque couche garde au moins une composante", not empty, f"la couche {empty} n'en garde aucune")
+    spent = sum(size * len(own) for size, own in zip(sizes, kept, strict=True))
+    yield Property(
+        "le budget est tenu",
+        spent <= budget,
+        f"vous gardez {spent} paramètres, pour un budget de {budget}",
+    )
+    firsts = [int(s.argmax()) for s in right]
+    for i, (own, first) in enumerate(zip(kept, firsts, strict=True)):
+        yield Property(
+            "chaque couche garde sa composante la plus importante",
+            not own or first in own,
+            f"couche {i}, la composante {first} n'est pas gardée ; vous gardez {own}",
+        )
+    left = budget - sum(sizes)
+    taken = [(float(right[i][k]) / sizes[i], sizes[i]) for i, own in enumerate(kept) for k in own if k != firsts[i]]
+    for i, own in enumerate(kept):
+        for k in set(range(len(right[i]))) - set(own) - {firsts[i]}:
+            worth = float(right[i][k]) / sizes[i]
+            before = left - sum(size for other, size in taken if other > worth)
+            yield Property(
+                "ce qui est laissé ne tenait pas, une fois servies les composantes plus importantes par paramètre",
+                before < sizes[i],
+                f"couche {i}, la composante {k} vaut {number(worth)} par paramètre ; ce qui vaut plus laissait "
+                f"{before} paramètres, et elle n'en demande que {sizes[i]}",
+            )
+
+
+Importance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def absolute_slopes(A: Tensor, B: Tensor, G: Tensor) -> Tensor:
+    """La bonne importance."""
+    return (B * G).sum(1).abs().sum(0)
+
+
+def budget_variant(
+    importance: Importance = absolute_slopes,
+    select: Selection = chosen,
+    told: Callable[[Tensor, int], Tensor] = lambda s, size: s,
+) -> Any:
+    """Fonction fautive : une autre importance, une autre sélection, ou une autre façon de la dire."""
+
+    def wrong(layers: Sequence[Layer], budget: int) -> tuple[Scores, Kept]:
+        scores, sizes = [importance(*layer) for layer in layers], component_sizes(layers)
+        return [told(s, size) for s, size in zip(scores, sizes, strict=True)], select(scores, sizes, budget)
+
+    return wrong
+
+
+EXERCISE_11_3_2 = Exercise(
+    number="11.3.2",
+    title="un LoRA dont le rang suit les gradients",
+    cases=budget_cases,
+    properties=budget_properties,
+    signature=budget_reading,
+    mistakes=(
+        Mistake(
+            "la valeur absolue oubliée",
+            "⟨b_k, ∂L/∂b_k⟩ est signé : retirer la composante ferait monter la perte d'un lot, descendre celle d'un "
+            "autre. Les deux comptent ; prenez la valeur absolue de chaque lot avant d'ajouter.",
+            (budget_variant(lambda A, B, G: (B * G).sum((0, 1))),),
+        ),
+        Mistake(
+            "la valeur absolue de la somme",
+            "vous ajoutez les lots, puis prenez la valeur absolue : une composante qui compte beaucoup dans chacun, "
+            "tantôt dans un sens, tantôt dans l'autre, paraît inutile. C'est la somme des valeurs absolues.",
+            (
+                budget_variant(lambda A, B, G: (B * G).sum((0, 1)).abs()),
+                budget_variant(lambda A, B, G: (B.mean(0) * G.mean(0)).sum(0).abs()),
+                budget_variant(lambda A, B, G: (B.sum(0) * G.sum(0)).sum(0).abs()),
+                budget_variant(lambda A, B, G: (B[-1] * G.sum(0)).sum(0).abs()),
+            ),
+        ),
+        Mistake(
+            "la valeur absolue de chaque coefficient",
+            "⟨b_k, ∂L/∂b_k⟩ est un nombre, la somme des produits coefficient par coefficient : la valeur absolue vient "
+            "après cette somme, pas avant.",
+            (budget_variant(lambda A, B, G: (B * G).abs().sum((0, 1))),),
+        ),
+        Mistake(
+            "la norme de b_k seule, ou celle du gradient",
+            "une grande composante peut ne servir à rien, et un grand gradient porter sur une composante presque "
+            "nulle. L'importance est leur produit scalaire : ce que la perte changerait, au premier ordre, si b_k "
+            "disparaissait.",
+            (
+                budget_variant(lambda A, B, G: B[-1].norm(dim=0)),
+                budget_variant(lambda A, B, G: B.norm(dim=1).sum(0)),
+                budget_variant(lambda A, B, G: B[-1].norm(dim=0) * A.norm(dim=1)),
+                budget_variant(lambda A, B, G: G.norm(dim=1).sum(0)),
+                budget_variant(lambda A, B, G: G[-1].norm(dim=0)),
+                budget_variant(lambda A, B, G: (B.norm(dim=1) * G.norm(dim=1)).sum(0)),
+            ),
+        ),
+        Mistake(
+            "une autre somme sur les lots",
+            "tous les lots comptent, et leurs valeurs absolues s'ajoutent : ni le dernier seul, ni la moyenne, ni "
+            "leurs carrés, ni la plus grande.",
+            (
+                budget_variant(lambda A, B, G: (B[-1] * G[-1]).sum(0).abs()),
+                budget_variant(lambda A, B, G: (B * G).sum(1).abs().mean(0)),
+                budget_variant(lambda A, B, G: (B * G).sum(1).square().sum(0)),
+                budget_variant(lambda A, B, G: (B * G).sum(1).norm(dim=0)),
+                budget_variant(lambda A, B, G: (B * G).sum(1).abs().amax(0)),
+                budget_variant(lambda A, B, G: (B[-1] * G).sum(1).abs().sum(0)),
+            ),
+        ),
+        Mistake(
+            "l'importance rendue déjà divisée",
+            "la division par in + out ne sert qu'à classer ; l'importance rendue est la somme elle-même.",
+            (budget_variant(told=lambda s, size: s / size),),
+        ),
+        Mistake(
+            "un classement sans la taille",
+            "une composante d'une grande couche coûte in + out paramètres, bien plus que celle d'une petite. À budget "
+            "fixé, c'est l'importance par paramètre qui classe.",
+            tuple(
+                budget_variant(select=select, told=told)
+                for select in SELECTIONS["taille"]
+                for told in (lambda s, size: s, lambda s, size: s / size)
+            ),
+        ),
+        Mistake(
+            "le même rang, ou le même budget, partout",
+            "vous partagez le budget à parts égales entre les couches. Le but est l'inverse : qu'une couche où les "
+            "gradients sont forts en reçoive plus, au détriment des autres.",
+            tuple(budget_variant(select=select) for select in SELECTIONS["même rang"]),
+        ),
+        Mistake(
+            "le budget dépassé",
+            "la première composante de chaque couche se paie aussi, et une composante n'entre que si elle tient dans "
+            "ce qui reste, avant de la prendre.",
+            tuple(budget_variant(select=select) for select in SELECTIONS["budget"]),
+        ),
+        Mistake(
+            "un arrêt à la première qui ne tient pas",
+            "une composante trop grosse pour ce qui reste est sautée ; une plus petite, un peu moins importante, peut "
+            "encore tenir. Continuez jusqu'au bout de la liste.",
+            tuple(budget_variant(select=select) for select in SELECTIONS["arrêt"]),
+        ),
+        Mistake(
+            "une couche laissée sans composante",
+            "chaque couche garde d'abord la sienne, la plus importante, quel que soit son rang dans le classement "
+            "général : un adaptateur de rang zéro n'en est plus un.",
+            tuple(budget_variant(select=select) for select in SELECTIONS["vide"]),
+        ),
+    ),
+)
+
+# --- 11.3.3 -----------------------------------------------------------------------------------------------------------
+
+Adapter = tuple[Tensor, Tensor, float]  # A (r, n), B (m, r), s
+
+
+class Facteur(Tensor):
+    """Un facteur d'une très grande couche : un tenseur ordinaire, dont aucun calcul ne peut tirer une matrice m×n."""
+
+    LARGEST = 2_000_000  # coefficients ; les facteurs de ces couches en ont cent fois moins, leurs produits, plus
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        for t in result if isinstance(result, tuple) else (result,):
+            if isinstance(t, Tensor) and t.numel() > cls.LARGEST:
+                shape = "×".join(map(str, t.shape))
+                raise ValueError(f"un tenseur {shape} : cette couche est trop grande, restez sur les facteurs.")
+        return result
+
+
+def mixing_cases(generator: torch.Generator) -> list[Case]:
+    """Deux adaptateurs de même rang ; trois, dont un de poids nul ; des parts communes ; une couche étroite ; une grande.
+
+    Le plus petit rang n'est la somme des rangs que dans le premier.
+    """
+
+    def adapter(m: int, n: int, rank: int) -> Adapter:
+        A = torch.randn(rank, n, generator=generator, dtype=torch.float64) / n**0.5
+        B = torch.randn(m, rank, generator=generator, dtype=torch.float64)
+        return A, B, (0.25, 0.5, 2.0, 3.0)[integer(generator, 0, 3)]
+
+    def weight(sign: int) -> float:
+        return (
+            sign * integer(generator, 3, 9) / 10 if integer(generator, 0, 1) else sign * integer(generator, 12, 18) / 10
+        )
+
+    cases = []
+    for kind in (
+        "deux adaptateurs de même rang",
+        "quatre adaptateurs, dont un de poids nul",
+        "des lignes de A communes, et une composante qui s'annule",
+        "une couche étroite",
+        "une grande couche",
+    ):
+        m, n = integer(generator, 24, 30), integer(generator, 31, 40)
+        if kind == "une couche étroite":
+            m = integer(generator, 5, 6)
+        elif kind == "une grande couche":
+            m, n = integer(generator, 2000, 2400), integer(generator, 1500, 1900)
+        if kind == "deux adaptateurs de même rang":
+            rank = integer(generator, 2, 4)
+            adapters, weights = [adapter(m, n, rank), adapter(m, n, rank)], [weight(1), weight(-1)]
+        else:
+            ranks = [integer(generator, 2, 3), integer(generator, 4, 5), integer(generator, 3, 4), 1]
+            adapters, weights = [adapter(m, n, rank) for rank in ranks], [weight(1), weight(1), weight(-1), weight(1)]
+        if kind == "quatre adaptateurs, dont un de poids nul":
+            weights[integer(generator, 0, 1)] = 0.0
+        if kind in ("des lignes de A communes, et une composante qui s'annule", "une grande couche"):
+            (A, B, s), (A_2, B_2, s_2), (A_3, B_3, s_3) = adapters[:3]
+            A_2[:2] = A[:2]  # deux tâches apprises depuis la même A, en partie
+            A_3[0], B_3[:, 0] = 2 * A_2[2], -weights[1] * s_2 / (2 * weights[2] * s_3) * B_2[:, 2]
+        if kind == "une grande couche":
+            adapters = [(A.as_subclass(Facteur), B.as_subclass(Facteur), s) for A, B, s in adapters]
+        label = f"ΔW {m}×{n}, {kind}, rangs {[len(A) for A, _, _ in adapters]}, poids {weights}"
+        cases.append(Case(label, (adapters, weights)))
+    return cases
+
+
+def probe(adapters: Sequence[Adapter]) -> Tensor:
+    """Quelques entrées au hasard, une par colonne, plus nombreuses que la somme des rangs."""
+    generator = torch.Generator().manual_seed(0)
+    columns = sum(len(A) for A, _, _ in adapters) + 5
+    return torch.randn(adapters[0][0].shape[1], columns, generator=generator, dtype=torch.float64)
+
+
+def mixed(adapters: Sequence[Adapter], weights: Sequence[float]) -> Tensor:
+    """Σ w s B A, appliquée à ces entrées : assez pour la reconnaître, et pour en connaître le rang."""
+    X = probe(adapters)
+    return torch.stack([w * s * plain(B) @ (plain(A) @ X) for (A, B, s), w in zip(adapters, weights, strict=True)]).sum(
+        0
+    )
+
+
+def mixing_reading(result: Any) -> Factors:
+    """A et B, en tenseurs."""
+    A, B = result
+    return plain(A), plain(B)
+
+
+def mixing_properties(result: Any, case: Case) -> Iterable[Property]:
+    """La somme est jugée sur des entrées, le rang sur leurs images : la matrice m×n n'est formée nulle part."""
+    adapters, weights = case.args
+    n, m = adapters[0][0].shape[1], len(adapters[0][1])
+    try:
+        A, B = mixing_reading(result)
+        shapes = [tuple(A.shape), tuple(B.shape)]
+    except (TypeError, ValueError, RuntimeError):
+        shapes = []
+    text = "le résultat est un couple (A, B) de tenseurs, ou de tableaux"
+    yield Property(text, bool(shapes), f"reçu {result!r}")
+    if not shapes:
+        return
+    valid = A.ndim == B.ndim == 2 and len(A) == B.shape[1] and (len(B), A.shape[1]) == (m, n)
+    yield Property("A est de forme (r, n) et B de forme (m, r)", valid, f"reçu {shapes}, pour m = {m} et n = {n}")
+    if not valid:
+        return
+    finite = bool(A.isfinite().all() and B.isfinite().all())
+    yield Property("A et B sont finis", finite, "ils contiennent nan ou inf")
+    if not finite:
+        return
+    wanted = mixed(adapters, weights)
+    error = gap(B @ (A @ probe(adapters)), wanted)
+    yield Property(
+        "B A vaut Σ w s B_k A_k",
+        error < 1e-5,
+        f"l'écart relatif est de {number(error)}",
+    )
+    rank = int(torch.linalg.matrix_rank(wanted, rtol=1e-9))
+    yield Property(
+        "le rang est le plus petit possible",
+        len(A) == rank,
+        f"vous rendez le rang {len(A)} ; Σ w s B_k A_k est de rang {rank}",
+    )
+
+
+def mixing_portrait(result: Any, case: Case) -> Any:
+    """Le rang, et B A sur quelques entrées."""
+    A, B = result
+    return len(A), B @ (A @ probe(case.args[0])[:, :3])
+
+
+def placed(w: float, s: float) -> tuple[float, float]:
+    """Ce que reçoivent A et B : tout va à B."""
+    return 1.0, w * s
+
+
+def concatenated(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    place: Callable[[float, float], tuple[float, float]] = placed,
+    nonzero: bool = True,
+) -> Factors:
+    """[A_1 ; A_2 ; …] et [c_1 B_1, c_2 B_2, …], sans les poids nuls."""
+    kept = [(A, B, place(w, s)) for (A, B, s), w in zip(adapters, weights, strict=True) if w or not nonzero]
+    return torch.cat([a * A for A, _, (a, _) in kept]), torch.cat([b * B for _, B, (_, b) in kept], dim=1)
+
+
+def recompressed(A: Tensor, B: Tensor, power: float = 1, most: int | None = None) -> Factors:
+    """Le même produit au plus petit rang : deux QR, et la SVD d'une petite matrice."""
+    (Q, R), (P, T) = torch.linalg.qr(B), torch.linalg.qr(A.T)
+    U, S, Vh = torch.linalg.svd(R @ T.T, full_matrices=False)
+    rank = int((S > 1e-9 * S[0]).sum()) if most is None else most
+    return Vh[:rank] @ P.T, Q @ (U[:, :rank] * S[:rank] ** power)
+
+
+def mixing_variant(
+    place: Callable[[float, float], tuple[float, float]] = placed,
+    *,
+    weigh: Callable[[Sequence[float]], Sequence[float]] = list,
+    finish: Callable[..., Factors] = recompressed,
+) -> Any:
+    """Fonction fautive : la concaténation recomprimée, dont quelque chose est changé."""
+
+    def wrong(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factors:
+        return finish(*concatenated(adapters, weigh(weights), place))
+
+    return wrong
+
+
+def factors_mixed(for_A: bool, *, padded: bool, mean: bool) -> Any:
+    """Fonction fautive : A et B combinées chacune de son côté ; `padded` complète les rangs par des zéros."""
+
+    def wrong(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factors:
+        top = max(len(A) for A, _, _ in adapters) if padded else 0
+        A_sum = B_sum = torch.zeros(())
+        for (A, B, s), w in zip(adapters, weights, strict=True):
+            extra = max(0, top - len(A))
+            A, B = torch.nn.functional.pad(A, (0, 0, 0, extra)), torch.nn.functional.pad(B, (0, extra))
+            A_sum, B_sum = A_sum + (w if for_A else 1) * A, B_sum + w * s * B
+        return A_sum / (len(adapters) if mean else 1), B_sum
+
+    return wrong
+
+
+def dense_first(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factors:
+    """Fonction fautive : la somme écrite en entier, puis sa SVD."""
+    A, B = concatenated(adapters, weights)
+    U, S, Vh = torch.linalg.svd(B @ A, full_matrices=False)
+    rank = int((S > 1e-9 * S[0]).sum())
+    return Vh[:rank], U[:, :rank] * S[:rank]
+
+
+def one_sided(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factors:
+    """Fonction fautive : le rang de B seule, sans regarder A."""
+    A, B = concatenated(adapters, weights)
+    Q, R = torch.linalg.qr(B)
+    U, S, Vh = torch.linalg.svd(R, full_matrices=False)
+    rank = int((S > 1e-9 * S[0]).sum())
+    return S[:rank, None] * Vh[:rank] @ A, Q @ U[:, :rank]
+
+
+def root(w: float, s: float) -> tuple[float, float]:
+    """√(w s) de chaque côté, par math.sqrt, qui refuse un poids négatif."""
+    return math.sqrt(w * s), math.sqrt(w * s)
+
+
+def root_of_tensor(w: float, s: float) -> tuple[float, float]:
+    """De même, par torch.sqrt, qui rend nan."""
+    value = float(torch.tensor(w * s).sqrt())
+    return value, value
+
+
+def root_of_size(w: float, s: float) -> tuple[float, float]:
+    """√abs(w s) de chaque côté : le signe est perdu."""
+    return math.sqrt(abs(w * s)), math.sqrt(abs(w * s))
+
+
+EXERCISE_11_3_3 = Exercise(
+    number="11.3.3",
+    title="plusieurs LoRA pour plusieurs tâches",
+    cases=mixing_cases,
+    properties=mixing_properties,
+    signature=mixing_reading,
+    portrait=mixing_portrait,
+    mistakes=(
+        Mistake(
+            "A et B combinées chacune de son côté",
+            "(B₁ + B₂)(A₁ + A₂) contient B₁A₂ et B₂A₁, qu'aucune tâche n'a appris. Mettez les B côte à côte et les A "
+            "l'une sous l'autre : [B₁, B₂] [A₁ ; A₂] = B₁A₁ + B₂A₂.",
+            tuple(
+                factors_mixed(for_A, padded=padded, mean=mean)
+                for for_A in (False, True)
+                for padded in (False, True)
+                for mean in (False, True)
+            ),
+        ),
+        Mistake(
+            "le poids sur les deux facteurs",
+            "si A et B reçoivent toutes deux w, ou s, le produit en reçoit le carré, et un poids négatif devient "
+            "positif. Un seul facteur les porte.",
+            (
+                mixing_variant(lambda w, s: (w, w * s)),
+                mixing_variant(lambda w, s: (s, w * s)),
+                mixing_variant(lambda w, s: (w * s, w * s)),
+                mixing_variant(lambda w, s: (w, w)),
+            ),
+        ),
+        Mistake(
+            "la racine d'un poids négatif",
+            "√w de chaque côté rend bien w, tant que w est positif. Un poids négatif, qui retire une tâche, n'a pas de "
+            "racine, et celle de sa valeur absolue perd le signe. Mettez le poids entier d'un seul côté.",
+            (
+                mixing_variant(root),
+                mixing_variant(root_of_tensor),
+                mixing_variant(root_of_tensor, finish=lambda A, B: (A, B)),
+                mixing_variant(root_of_size),
+                mixing_variant(root_of_size, finish=lambda A, B: (A, B)),
+            ),
+        ),
+        Mistake(
+            "l'échelle s oubliée",
+            "chaque adaptateur a la sienne : ΔW_k = s_k B_k A_k. Le résultat n'en a plus, elle doit être dans A ou "
+            "dans B.",
+            (
+                mixing_variant(lambda w, s: (1, w)),
+                mixing_variant(lambda w, s: (1, w), finish=lambda A, B: (A, B)),
+            ),
+        ),
+        Mistake(
+            "des poids changés",
+            "les poids sont ce que le lecteur demande : ni leur somme, ni leur moyenne n'ont à valoir un, et un poids "
+            "négatif reste négatif.",
+            (
+                mixing_variant(weigh=lambda weights: [w / sum(weights) for w in weights]),
+                mixing_variant(weigh=lambda weights: [w / len(weights) for w in weights]),
+                mixing_variant(weigh=lambda weights: [w / sum(map(abs, weights)) for w in weights]),
+                mixing_variant(weigh=lambda weights: [abs(w) for w in weights]),
+                mixing_variant(weigh=lambda weights: [max(w, 0) for w in weights]),
+                mixing_variant(weigh=lambda weights: [1] * len(weights)),
+            ),
+        ),
+        Mistake(
+            "le rang de la concaténation",
+            "la somme est juste, mais son rang ne vaut pas toujours la somme des rangs : des adaptateurs partagent des "
+            "directions, se compensent, ou débordent min(m, n). Deux QR, puis la SVD de la petite matrice R_B R_Aᵀ, "
+            "disent combien de directions restent.",
+            (
+                mixing_variant(finish=lambda A, B: (A, B)),
+                lambda adapters, weights: concatenated(adapters, weights, nonzero=False),
+                mixing_variant(finish=lambda A, B: recompressed(A, B, most=min(len(A), len(B)))),
+            ),
+        ),
+        Mistake(
+            "un seul facteur examiné",
+            "des colonnes de B indépendantes ne suffisent pas : si deux lignes de A sont les mêmes, le produit perd un "
+            "rang. Il faut le triangle de B et celui de A, multipliés.",
+            (one_sided,),
+        ),
+        Mistake(
+            "tronqué au plus grand rang",
+            "vous ramenez la somme au rang du plus grand adaptateur : elle n'est plus exacte. Ne retirez que ce qui "
+            "est nul à l'arrondi près.",
+            (
+                lambda adapters, weights: recompressed(
+                    *concatenated(adapters, weights), most=max(len(A) for A, _, _ in adapters)
+                ),
+                lambda adapters, weights: recompressed(
+                    *concatenated(adapters, weights),
+                    most=max(len(A) for (A, _, _), w in zip(adapters, weights, strict=True) if w),
+                ),
+            ),
+        ),
+        Mistake(
+            "les valeurs singulières oubliées, ou comptées deux fois",
+            "de U S Vᵀ, un facteur prend S, ou chacun √S : ni aucun, ni les deux.",
+            (
+                mixing_variant(finish=lambda A, B: recompressed(A, B, power=0)),
+                mixing_variant(finish=lambda A, B: recompressed(A, B, power=2)),
+            ),
+        ),
+        Mistake(
+            "la matrice m×n formée",
+            "le résultat est juste, mais vous écrivez B A en entier, puis sa SVD : sur une grande couche, c'est des "
+            "millions de coefficients pour un rang de quelques unités. Avec B = Q R et Aᵀ = P T, la somme vaut "
+            "Q (R Tᵀ) Pᵀ, et R Tᵀ est minuscule.",
+            (dense_first,),
         ),
     ),
 )
