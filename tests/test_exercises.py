@@ -284,14 +284,14 @@ def ranks_that_follow(couches, budget):
 
 
 def one_adapter(adaptateurs, poids):
-    """Les A orthonormées d'abord ; les vecteurs propres du Gram de B, dans cette base, donnent le reste."""
+    """Une base de toutes les lignes de A d'abord ; dans cette base, un QR et une SVD donnent le reste."""
     kept = [(A, w * s * B) for (A, B, s), w in zip(adaptateurs, poids, strict=True) if w != 0]
-    left, S, right = np.linalg.svd(np.vstack([A.numpy() for A, _ in kept]), full_matrices=False)
-    basis = right[S > 1e-10 * S[0]]
+    _, S, right = np.linalg.svd(np.vstack([A.numpy() for A, _ in kept]), full_matrices=False)
+    basis = right[S / S[0] > 1e-10]
     inside = sum(B.numpy() @ (A.numpy() @ basis.T) for A, B in kept)  # (m, k)
     Q, R = np.linalg.qr(inside)
     U, S, Vh = np.linalg.svd(R)
-    keep = S > 1e-10 * S[0]
+    keep = S / S[0] > 1e-10
     return Vh[: len(S)][keep] @ basis, Q @ U[:, : len(S)][:, keep] * S[keep]
 
 

@@ -951,9 +951,9 @@ class Facteur(Tensor):
 
 
 def mixing_cases(generator: torch.Generator) -> list[Case]:
-    """Deux adaptateurs de même rang ; trois, dont un de poids nul ; des parts communes ; une couche étroite ; une grande.
+    """Même rang ; un poids nul ; des parts communes ; une couche étroite ; une grande.
 
-    Le plus petit rang n'est la somme des rangs que dans le premier.
+    Le plus petit rang n'est la somme de tous les rangs que dans la première.
     """
 
     def adapter(m: int, n: int, rank: int) -> Adapter:
@@ -988,12 +988,12 @@ def mixing_cases(generator: torch.Generator) -> list[Case]:
         if kind == "quatre adaptateurs, dont un de poids nul":
             weights[integer(generator, 0, 1)] = 0.0
         if kind in ("des lignes de A communes, et une composante qui s'annule", "une grande couche"):
-            (A, B, s), (A_2, B_2, s_2), (A_3, B_3, s_3) = adapters[:3]
-            A_2[:2] = A[:2]  # deux tâches apprises depuis la même A, en partie
+            (A_2, B_2, s_2), (A_3, B_3, s_3) = adapters[1:3]
+            A_2[:2] = adapters[0][0][:2]  # deux tâches apprises depuis la même A, en partie
             A_3[0], B_3[:, 0] = 2 * A_2[2], -weights[1] * s_2 / (2 * weights[2] * s_3) * B_2[:, 2]
         if kind == "une grande couche":
             adapters = [(A.as_subclass(Facteur), B.as_subclass(Facteur), s) for A, B, s in adapters]
-        label = f"ΔW {m}×{n}, {kind}, rangs {[len(A) for A, _, _ in adapters]}, poids {weights}"
+        label = f"ΔW {m}×{n}, {kind}, rangs {[len(A) for A, _, _ in adapters]}, poids {', '.join(map(number, weights))}"
         cases.append(Case(label, (adapters, weights)))
     return cases
 
@@ -1081,7 +1081,7 @@ def recompressed(A: Tensor, B: Tensor, power: float = 1, most: int | None = None
     """Le même produit au plus petit rang : deux QR, et la SVD d'une petite matrice."""
     (Q, R), (P, T) = torch.linalg.qr(B), torch.linalg.qr(A.T)
     U, S, Vh = torch.linalg.svd(R @ T.T, full_matrices=False)
-    rank = int((S > 1e-9 * S[0]).sum()) if most is None else most
+    rank = int((S / S[0] > 1e-9).sum()) if most is None else most
     return Vh[:rank] @ P.T, Q @ (U[:, :rank] * S[:rank] ** power)
 
 
@@ -1118,7 +1118,7 @@ def dense_first(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factor
     """Fonction fautive : la somme écrite en entier, puis sa SVD."""
     A, B = concatenated(adapters, weights)
     U, S, Vh = torch.linalg.svd(B @ A, full_matrices=False)
-    rank = int((S > 1e-9 * S[0]).sum())
+    rank = int((S / S[0] > 1e-9).sum())
     return Vh[:rank], U[:, :rank] * S[:rank]
 
 
@@ -1127,7 +1127,7 @@ def one_sided(adapters: Sequence[Adapter], weights: Sequence[float]) -> Factors:
     A, B = concatenated(adapters, weights)
     Q, R = torch.linalg.qr(B)
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)
-    rank = int((S > 1e-9 * S[0]).sum())
+    rank = int((S / S[0] > 1e-9).sum())
     return S[:rank, None] * Vh[:rank] @ A, Q @ U[:, :rank]
 
 
@@ -1200,13 +1200,12 @@ EXERCISE_11_3_3 = Exercise(
         ),
         Mistake(
             "des poids changés",
-            "les poids sont ce que le lecteur demande : ni leur somme, ni leur moyenne n'ont à valoir un, et un poids "
-            "négatif reste négatif.",
+            "les poids sont ceux que l'on vous donne : leur somme n'a pas à valoir un, et un poids négatif retire ce "
+            "qu'une tâche a appris.",
             (
                 mixing_variant(weigh=lambda weights: [w / sum(weights) for w in weights]),
                 mixing_variant(weigh=lambda weights: [w / len(weights) for w in weights]),
                 mixing_variant(weigh=lambda weights: [w / sum(map(abs, weights)) for w in weights]),
-                mixing_variant(weigh=lambda weights: [abs(w) for w in weights]),
                 mixing_variant(weigh=lambda weights: [max(w, 0) for w in weights]),
                 mixing_variant(weigh=lambda weights: [1] * len(weights)),
             ),
