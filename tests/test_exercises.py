@@ -15,6 +15,7 @@ from lrq import FakeQuantizeModule
 from lrq.exercises import EXERCISES, engine, verifier
 from lrq.exercises.engine import same
 from lrq.exercises.section_11_02 import GrandeMatrice
+from lrq.exercises.section_11_03 import Facteur
 
 
 def rank_for_layer(couche, erreur_max):
@@ -645,6 +646,44 @@ def test_lessons_of_the_orders_hold_on_every_instance(seed):
     assert third < first
 
 
+def test_w0_trained_in_place_is_said_and_named():
+    """« W -= … » sur W₀ elle-même : LoRA part alors des poids déjà réglés."""
+
+    def answer(W0, x, y, A, alpha, lr, pas):
+        W = W0
+        for _ in range(pas):
+            W -= lr * 2 / y.numel() * (x @ W.T - y).T @ x
+        full = lora_against_full(W0, x, y, A, alpha, lr, 0)["complet"]
+        return {"complet": full, "lora": lora_against_full(W0, x, y, A, alpha, lr, pas)["lora"]}
+
+    bilan = repr(verifier("11.2", answer, graine=0))
+    assert "✗ les arguments ne sont pas modifiés" in bilan
+    assert "→ W₀ changée" in bilan
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lessons_of_lora_hold_on_every_instance(seed):
+    """Sans la métrique, la SVD de la solution pleine perd ; et le rang de la somme n'est pas la somme des rangs."""
+    for W0, x, y, _ in (case.args for case in EXERCISES["11.3.1"].cases(torch.Generator().manual_seed(seed))):
+        U, S, Vh = torch.linalg.svd(torch.linalg.lstsq(x, y - x @ W0.T).solution.T)
+        naive = W0 + U[:, :4] * S[:4] @ Vh[:4]
+        assert ((y - x @ naive.T) ** 2).mean() > 1.02 * best_updates(W0, x, y, [4])[0]["perte"]
+    first, *others = EXERCISES["11.3.3"].cases(torch.Generator().manual_seed(seed))
+    ranks = [len(one_adapter(*case.args)[0]) for case in (first, *others)]
+    sums = [sum(len(A) for A, _, _ in case.args[0]) for case in (first, *others)]
+    assert ranks[0] == sums[0]
+    assert all(rank < total for rank, total in zip(ranks[1:], sums[1:], strict=True))
+
+
+def test_large_factors_refuse_the_whole_matrix():
+    A, B = torch.ones(3, 2000).as_subclass(Facteur), torch.ones(1500, 3).as_subclass(Facteur)
+    assert torch.equal(B @ (A @ torch.ones(2000, 2)), torch.full((1500, 2), 6000.0))
+    assert torch.linalg.qr(B).R.shape == (3, 3)
+    for product in (lambda: B @ A, lambda: torch.einsum("ir,rj->ij", B, A), lambda: torch.linalg.qr(B, "complete")):
+        with pytest.raises(ValueError, match="restez sur les facteurs"):
+            product()
+
+
 def test_modified_network_is_said():
     def answer(reseau, x, y, rangs):
         reseau[0].bias.zero_()
@@ -831,6 +870,9 @@ def test_copies_share_nothing():
     matrices = [torch.ones(2), torch.ones(3)]
     engine.copy_of(matrices)[1].zero_()
     assert same(matrices, [torch.ones(2), torch.ones(3)])
+    pairs = [(torch.ones(2), 0.5)]
+    engine.copy_of(pairs)[0][0].zero_()
+    assert same(pairs, [(torch.ones(2), 0.5)])
 
 
 def test_checking_is_fast_and_silent(capsys):

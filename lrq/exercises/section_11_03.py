@@ -64,7 +64,7 @@ def full_solution(W0: Tensor, x: Tensor, y: Tensor, lr: float, steps: int) -> Te
 def lora_solution(
     W0: Tensor, x: Tensor, y: Tensor, A: Tensor, alpha: float, lr: float, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """A et B après `steps` pas, dérivés par autograd, en float64."""
+    """A et B après `steps` pas, dérivés par ``torch.autograd``, en float64."""
     W0, x, y, A = (plain(t) for t in (W0, x, y, A))
     B = W0.new_zeros(len(W0), len(A))
     for _ in range(steps):
@@ -85,7 +85,7 @@ def tuning_reading(result: Any) -> dict[str, dict[str, Any]]:
 
 
 def tuning_properties(result: Any, case: Case) -> Iterable[Property]:
-    """Tous les poids sont jugés par la formule close de la descente, A et B par autograd, la perte par les poids."""
+    """W est jugée par une formule close, A et B par ``torch.autograd``, chaque perte par les poids rendus."""
     W0, x, y, A, alpha, lr, steps = case.args
     (m, n), rank = W0.shape, len(A)
     valid = isinstance(result, Mapping) and set(result) == set(METHODS)
@@ -113,7 +113,7 @@ def tuning_properties(result: Any, case: Case) -> Iterable[Property]:
     yield Property(
         "W est là où la descente le mène",
         change < 1e-3,
-        f"après {steps} pas, votre W est à {number(100 * change)} % de sa place",
+        f"après {steps} pas, votre W s'écarte de {number(100 * change)} % de sa place",
     )
     right_A, right_B = lora_solution(W0, x, y, A, alpha, lr, steps)
     if steps == 1:
@@ -128,7 +128,7 @@ def tuning_properties(result: Any, case: Case) -> Iterable[Property]:
         yield Property(
             f"{name} est là où la descente le mène",
             change < 1e-3,
-            f"après {steps} pas, votre {name} est à {number(100 * change)} % de sa place ; sa norme est "
+            f"après {steps} pas, votre {name} s'écarte de {number(100 * change)} % de sa place ; sa norme est "
             f"{number(float(mine.norm()))} au lieu de {number(float(right.norm()))}",
         )
     for method, weights in (("complet", W), ("lora", plain(W0) + alpha * own_B @ own_A)):
