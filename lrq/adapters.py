@@ -3,6 +3,7 @@
 import copy
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .layers import LoRALayer, inside, replace_modules
-from .layers.lora import ADAPTABLE, max_rank
+from .layers.lora import ADAPTABLE, adapter_weights, max_rank
 from .validation import check_integer
 
 Targets = str | Collection[str] | None
@@ -201,7 +202,7 @@ def set_adapter(model: nn.Module, name: str | Mapping[str, float]) -> None:
         Nom inconnu, poids impossible, couche fusionnée. Rien n'a changé.
     """
     layers, known = lora_layers(model), adapter_names(model)
-    weights = dict(name) if isinstance(name, Mapping) else {name: 1.0}
+    weights = adapter_weights(name)
     for each in weights:
         if each not in known:
             raise ValueError(f"name : pas d'adaptateur {each!r} ; il y a {listed(known)}.")
@@ -219,7 +220,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     ValueError
         Inconnu, ou actif quelque part. Rien n'a changé.
     """
-    holders = [layer for layer in lora_layers(model).values() if name in layer.adapters]
+    holders = [layer for layer in lora_layers(model).values() if name in list(layer.adapters)]
     if not holders:
         raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {listed(adapter_names(model))}.")
     for layer in sorted(holders, key=lambda layer: name not in layer.active):  # les refus d'abord
@@ -241,9 +242,14 @@ def merge_adapters(model: nn.Module) -> None:
     Raises
     ------
     TypeError, ValueError
-        Une couche refuse la fusion (:meth:`LoRALayer.merge_weights`) ; aucune n'a changé.
+        Une couche refuse la fusion (:meth:`LoRALayer.merge_weights`), ou partage ses poids avec une autre, que la
+        fusion changerait aussi ; aucune n'a changé.
     """
     waiting = {name: layer for name, layer in lora_layers(model).items() if not layer.merged}
+    holders = Counter(each for module in model.modules() for each in {*module.parameters(False), *module.children()})
+    for name, layer in waiting.items():
+        if holders[layer.original] > 1 or holders[layer.original._parameters.get("weight")] > 1:
+            raise ValueError(f"model : {name!r} partage ses poids avec une couche que la fusion changerait aussi.")
     if not waiting:
         warnings.warn("adaptateurs déjà fusionnés : rien n'a changé.", stacklevel=2)
     done: list[LoRALayer] = []

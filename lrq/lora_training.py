@@ -1,5 +1,6 @@
 """Section 11.3 : entraîner des adaptateurs ; B plus vite que A (LoRA+) ; des rangs qui suivent les gradients."""
 
+import copy
 import json
 import math
 import os
@@ -130,7 +131,25 @@ class LoRATrainer:
         return [p for adapter in self.adapters.values() for p in (adapter.A, adapter.B)]
 
     def train_epoch(self) -> float:
-        """Un passage sur `train_loader` ; rend la perte moyenne, ou NaN si une perte ou un gradient n'est pas fini."""
+        """Un passage sur `train_loader` ; rend la perte moyenne, ou NaN si une perte ou un gradient n'est pas fini.
+
+        Un passage NaN ou interrompu n'a rien changé, ni aux adaptateurs ni à l'optimiseur.
+        """
+        before, moments = self.snapshot(), copy.deepcopy(self.optimizer.state_dict())
+        loss = math.nan
+        try:
+            loss = self.pass_over_data()
+        finally:
+            if math.isfinite(loss):
+                self.last = self.snapshot()
+                self.best = self.last if self.val_loader is None else self.best
+            else:
+                self.restore(before)
+                self.optimizer.load_state_dict(moments)
+        return loss
+
+    def pass_over_data(self) -> float:
+        """Le passage lui-même ; interrompu, il laisse tout à mi-chemin."""
         self.model.eval()
         for adapter in self.adapters.values():
             adapter.train()
@@ -185,7 +204,7 @@ class LoRATrainer:
         bar = progress_bar(epochs) if self.verbose else None
         try:
             if self.val_loader is not None and not self.history:
-                self.least = self.validate()
+                self.best, self.least = self.last, self.validate()
             for _ in range(epochs):
                 loss = self.train_epoch()
                 if math.isfinite(loss):
@@ -197,11 +216,11 @@ class LoRATrainer:
                         "s'arrête et garde les meilleurs adaptateurs d'avant. Essayez un lr plus petit.",
                         stacklevel=2,
                     )
+                    self.last = self.best
                     break
                 self.history.append({"epoch": len(self.history) + 1, "train_loss": loss, "val_loss": score})
-                self.last = self.snapshot()
-                if score is None or score < self.least:
-                    self.best, self.least = self.last, math.inf if score is None else score
+                if score is not None and score < self.least:
+                    self.best, self.least = self.last, score
                 if bar is not None:
                     bar.set_postfix(perte=f"{loss:.4f}", **({} if score is None else {"validation": f"{score:.4f}"}))
                     bar.update()
@@ -230,7 +249,7 @@ class LoRATrainer:
         """Rend à A et B ces valeurs, et leurs rangs ; les paramètres restent les mêmes objets."""
         for key, adapter in self.adapters.items():
             for factor, p in adapter.named_parameters():
-                p.data = values[f"{key}.{factor}"].clone()
+                p.data = values[f"{key}.{factor}"].to(p, copy=True)
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Écrit l'adaptateur seul, au format de PEFT : voir :func:`~lrq.save_adapter`."""
@@ -249,7 +268,7 @@ class LoRATrainer:
         tensors |= {
             f"state.{i}.{name}": t.clone() for i, values in state["state"].items() for name, t in values.items()
         }
-        told = {"history": self.history, "least": self.least, "groups": state["param_groups"]}
+        told = self.progress() | {"groups": state["param_groups"]}
         write_whole({Path(path): save(tensors, {"lrq": json.dumps(told)})})
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -263,14 +282,14 @@ class LoRATrainer:
         tensors, metadata = read_safetensors(Path(path))
         try:
             told = json.loads(metadata["lrq"])
-            groups = told["groups"]
-            history, least = told["history"], float(told["least"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} : attendu un fichier de LoRATrainer.save.") from None
-        parts: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "state": {}}
-        for name, t in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = t
+            groups = told.pop("groups")
+            told = {key: told[key] for key in self.progress()}
+            parts: dict[str, dict[str, Tensor]] = {"last": {}, "best": {}, "state": {}}
+            for name, t in tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = t
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} : attendu un fichier de {type(self).__name__}.save.") from None
         self.check_snapshot(path, parts["last"])
         self.check_snapshot(path, parts["best"])
         current = self.optimizer.state_dict()["param_groups"]
@@ -280,9 +299,14 @@ class LoRATrainer:
         for name, t in parts["state"].items():
             index, _, statistic = name.partition(".")
             state.setdefault(int(index), {})[statistic] = t
-        self.last, self.best, self.history, self.least = parts["last"], parts["best"], history, least
+        self.last, self.best = parts["last"], parts["best"]
+        vars(self).update(told)
         self.restore(self.best)
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def progress(self) -> dict[str, Any]:
+        """Où en est l'entraînement, hors des tenseurs : ce que JSON sait écrire."""
+        return {"history": self.history, "least": self.least}
 
     def check_snapshot(self, path: str | os.PathLike[str], values: Mapping[str, Tensor]) -> None:
         """Exige les adaptateurs du réseau ; leurs rangs, eux, peuvent être autres."""
@@ -349,12 +373,28 @@ class AdaptiveLoRA(LoRATrainer):
         """Le rang de chaque adaptateur."""
         return {key: adapter.rank for key, adapter in self.adapters.items()}
 
+    def train_epoch(self) -> float:
+        before, loss = {key: scores.clone() for key, scores in self.importance.items()}, math.nan
+        try:
+            loss = super().train_epoch()
+        finally:
+            if not math.isfinite(loss):
+                self.importance = before
+        return loss
+
+    def progress(self) -> dict[str, Any]:
+        return super().progress() | {"importance": {key: scores.tolist() for key, scores in self.importance.items()}}
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        super().load(path)
+        self.importance = {key: torch.tensor(scores) for key, scores in self.importance.items()}
+
     def after_backward(self) -> None:
         if len(self.history) < self.warmup:
             for key, adapter in self.adapters.items():
-                assert adapter.B.grad is not None
-                slope = (adapter.B.detach() * adapter.B.grad).flatten(1).sum(0)  # (out, r) -> (r,)
-                self.importance[key] += slope.abs().cpu()
+                if adapter.B.grad is not None:  # une couche dont le réseau ne s'est pas servi
+                    slope = (adapter.B.detach() * adapter.B.grad).flatten(1).sum(0)  # (out, r) -> (r,)
+                    self.importance[key] += slope.abs().cpu()
 
     def after_epoch(self) -> None:
         if len(self.history) + 1 == self.warmup:
@@ -383,7 +423,8 @@ class AdaptiveLoRA(LoRATrainer):
             adapter.A.grad = adapter.B.grad = None
             self.importance[key] = self.importance[key][keep]
         self.optimizer = self.make_optimizer(self.model, self.lr)
-        self.least, self.best = math.inf, self.snapshot()
+        self.least, self.last = math.inf, self.snapshot()
+        self.best = self.last
         return self.ranks()
 
 

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,11 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
         Réseau sans adaptateur, nom inconnu, plusieurs adaptateurs actifs, ou nombres NaN ou infinis. Rien n'est écrit.
     OSError
         Disque plein, droits insuffisants.
+
+    Warns
+    -----
+    UserWarning
+        Une convolution a une dilatation ou un remplissage que PEFT n'applique pas à A : lui calculerait autre chose.
     """
     from safetensors.torch import save
 
@@ -91,16 +97,26 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
                 f"name : {len(active)} adaptateurs actifs, attendu un seul ; donnez son nom, parmi {known}."
             )
         name = active[0]
-    adapters = {key: layer.adapter(name) for key, layer in layers.items() if name in layer.adapters}
+    named = dict(model.named_modules(remove_duplicate=False))  # une couche partagée y a tous ses noms
+    adapters = {
+        key: layer.adapter(name)
+        for key, layer in named.items()
+        if isinstance(layer, LoRALayer) and name in layer.adapters
+    }
     if not adapters:
         raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {listed(adapter_names(model))}.")
     tensors: dict[str, Tensor] = {}
     for key, adapter in adapters.items():
-        for factor, t in zip(FACTORS, whole_factors(adapter), strict=True):
+        A, B = whole_factors(adapter)
+        for factor, t in zip(FACTORS, (spread(A, len(A) // B.shape[1]), B), strict=True):
             if not torch.isfinite(t).all():
                 raise ValueError(f"{key or 'la couche'} : NaN ou infini dans {factor}, attendu des nombres finis.")
-            tensors[tensor_name(key, factor)] = t.detach().cpu().contiguous()
-    config = describe(adapters, tensors)
+            tensors[tensor_name(key, factor)] = t.detach().cpu().clone(memory_format=torch.contiguous_format)
+    for key in adapters:
+        forgotten = forgets(named[key].original)
+        if forgotten:
+            warnings.warn(f"{key} : PEFT oublie {forgotten} ; seul lrq relira bien cet adaptateur.", stacklevel=2)
+    config = describe(adapters, tensors) | {"target_modules": targets(adapters, named)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -132,13 +148,14 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "
         Fichier tronqué ; réglage de PEFT inconnu ici (DoRA, biais entraînés…) ; tenseur sans couche, sans son autre
         facteur, d'une autre forme, NaN ou infini ; réseau fusionné. Le réseau n'a pas changé.
     """
-    folder = Path(folder)
+    folder, adaptable = Path(folder), adaptable_names(model)
     config = read_config(folder)
     tensors, _ = read_safetensors(folder / WEIGHTS)
-    present = {key: module for key, module in model.named_modules() if isinstance(module, LoRALayer)}
+    modules = model.named_modules(remove_duplicate=False)
+    present = {key: module for key, module in modules if isinstance(module, LoRALayer)}
     if any(layer.merged for layer in present.values()):
         raise ValueError("model : ses adaptateurs sont fusionnés ; appelez d'abord unmerge_adapters.")
-    plain = [key for key in adaptable_names(model) if not any(inside(key, above) for above in present)]
+    plain = [key for key in adaptable if not any(inside(key, above) for above in present)]
     bases = {key: layer.original for key, layer in present.items()} | {key: model.get_submodule(key) for key in plain}
     adapters = read_adapters(tensors, bases, config, str(folder / WEIGHTS))
     check_adapter_name(name)
@@ -146,7 +163,10 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str = "
     for layer in present.values():
         layer.discard_adapter(name)
     for key, adapter in adapters.items():
-        lora_layers(model)[key].insert_adapter(name, adapter)
+        holder: Any = model.get_submodule(key)
+        holder.original.requires_grad_(False)
+        if name not in holder.adapters:  # une couche partagée, sous un second nom
+            holder.insert_adapter(name, adapter)
     set_adapter(model, name)
     return model
 
@@ -166,6 +186,33 @@ def whole_factors(adapter: LoRAAdapter) -> tuple[Tensor, Tensor]:
     return both[0].unflatten(1, adapter.A.shape[1:]), both[1].unflatten(1, (-1, *adapter.B.shape[2:]))
 
 
+def spread(A: Tensor, groups: int) -> Tensor:
+    """A d'une convolution par groupes, comme PEFT le range : sur tous les canaux, nul hors de son groupe."""
+    if groups == 1:
+        return A
+    blocks, own = A.unflatten(0, (groups, -1)), torch.arange(groups)  # (g, r, in/g, kh, kw)
+    whole = A.new_zeros(groups, blocks.shape[1], groups, *A.shape[1:])
+    whole[own, :, own] = blocks
+    return whole.flatten(2, 3).flatten(0, 1)  # (g·r, in, kh, kw)
+
+
+def gather(A: Tensor, groups: int) -> Tensor | None:
+    """L'inverse de :func:`spread`, ou None si A mélange les groupes."""
+    if groups == 1:
+        return A
+    own = torch.arange(groups)
+    kept = A.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))[own, :, own].flatten(0, 1)  # (g·r, in/g, kh, kw)
+    return kept if torch.equal(spread(kept, groups), A) else None
+
+
+def forgets(layer: nn.Module) -> str:
+    """Ce que PEFT n'applique pas à A, bien que la convolution l'ait."""
+    if not isinstance(layer, nn.Conv2d):
+        return ""
+    options = {"dilation": (layer.dilation, (1, 1)), "padding_mode": (layer.padding_mode, "zeros")}
+    return ", ".join(f"{name}={value!r}" for name, (value, plain) in options.items() if value != plain)
+
+
 def describe(adapters: Mapping[str, LoRAAdapter], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """La configuration de PEFT. Il divise lora_alpha par le rang : on lui donne s r, quelle que soit notre échelle."""
     ranks = {key: len(tensors[tensor_name(key, "lora_A")]) for key in adapters}
@@ -179,11 +226,18 @@ def describe(adapters: Mapping[str, LoRAAdapter], tensors: Mapping[str, Tensor])
         "alpha_pattern": {f"^{re.escape(key)}": value for key, value in alphas.items() if value != alpha},
         "use_rslora": False,
         "lora_dropout": max(adapter.dropout for adapter in adapters.values()),
-        "target_modules": sorted(adapters),
         "bias": "none",
         "inference_mode": True,
         "task_type": None,
     }
+
+
+def targets(adapters: Collection[str], modules: Collection[str]) -> list[str] | str:
+    """Les noms, ou leur expression rationnelle si PEFT, qui les lit comme des fins de noms, en trouvait d'autres."""
+    others = {name for name in modules if not any(inside(name, key) for key in adapters)}
+    if any(other.endswith(f".{key}") for other in others for key in adapters):
+        return "|".join(re.escape(key) for key in sorted(adapters))
+    return sorted(adapters)
 
 
 def neat(value: float) -> float:
@@ -197,9 +251,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} : fichier introuvable.")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(config, dict)
-    except (ValueError, AssertionError):
+        config = dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError):
         raise ValueError(f"{path} : attendu un objet JSON, comme PEFT l'écrit.") from None
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{path} : peft_type : reçu {config.get('peft_type')!r}, attendu 'LORA'.")
@@ -214,6 +267,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key, value in config.items():
         if value and key not in READ | HARMLESS:
             raise ValueError(f"{path} : {key} : reçu {value!r}, un réglage de PEFT que lrq ne sait pas rejouer.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        try:
+            config[key] = {
+                motif: value for motif, value in (config.get(key) or {}).items() if re.compile(motif) or True
+            }
+        except (AttributeError, re.error):
+            raise ValueError(f"{path} : {key} : reçu {config[key]!r}, attendu motif → valeur.") from None
     check_integer(config.get("r"), f"{path} : r")
     config["lora_alpha"] = check_finite_number(config.get("lora_alpha"), f"{path} : lora_alpha")
     config["lora_dropout"] = check_dropout(config.get("lora_dropout", 0.0), f"{path} : lora_dropout")
@@ -222,7 +282,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def pattern_value(config: dict[str, Any], pattern: str, key: str, default: Any) -> Any:
     """Le réglage d'une couche : celui du premier motif qui la désigne, comme dans PEFT, ou celui de toutes."""
-    found = (value for motif, value in (config.get(pattern) or {}).items() if re.match(rf"(.*\.)?({motif})$", key))
+    found = (value for motif, value in config[pattern].items() if re.match(rf"(.*\.)?({motif})$", key))
     return next(found, default)
 
 
@@ -236,9 +296,10 @@ def read_adapters(
         key = (match[1] or "") if match else ""
         if match is None or key not in bases:
             raise ValueError(f"{path} : {tensor} ne désigne aucune couche ; le réseau a {listed(bases)}.")
-        if not value.is_floating_point() or not is_finite(value):
-            raise ValueError(f"{path} : {tensor} : attendu des nombres réels, ni NaN ni infinis.")
-        factors.setdefault(key, {})[match[2]] = value
+        W = dense_weight(bases[key])
+        if not value.is_floating_point() or not is_finite(value.to(W.dtype)):
+            raise ValueError(f"{path} : {tensor} : attendu des nombres réels, ni NaN ni infinis en {W.dtype}.")
+        factors.setdefault(key, {})[match[2]] = value.to(W)
     if not factors:
         raise ValueError(f"{path} : aucun adaptateur dans ce fichier.")
     adapters = {}
@@ -249,14 +310,18 @@ def read_adapters(
             pattern_value(config, "alpha_pattern", key, config["lora_alpha"]), f"{path} : alpha de {key!r}"
         )
         ones = (1,) * (W.ndim - 2)  # une convolution 1×1, ou rien
-        expected = {"lora_A": (rank, *W.shape[1:]), "lora_B": (len(W), rank // groups, *ones)}
+        expected = {"lora_A": (rank, groups * W.shape[1], *W.shape[2:]), "lora_B": (len(W), rank // groups, *ones)}
         for factor, shape in expected.items():
             if factor not in pair:
                 raise ValueError(f"{path} : il y manque {tensor_name(key, factor)}, {shape}.")
             if tuple(pair[factor].shape) != shape or rank % groups:
                 found = tuple(pair[factor].shape)
                 raise ValueError(f"{path} : {tensor_name(key, factor)} : reçu la forme {found}, attendu {shape}.")
-        A, B = (pair[factor].to(W.device, W.dtype) for factor in expected)
+        A, B = gather(pair["lora_A"], groups), pair["lora_B"]
+        if A is None:
+            raise ValueError(f"{path} : {tensor_name(key, 'lora_A')} : mélange les {groups} groupes de la convolution.")
+        if "peft_version" in config and forgets(bases[key]):
+            raise ValueError(f"{path} : {key} : PEFT oublie {forgets(bases[key])}, que cette convolution a.")
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         adapters[key] = LoRAAdapter(A, B, scale, config["lora_dropout"])
     return adapters

@@ -78,8 +78,6 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     path = Path(path)
     state = check_model(model).state_dict()
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} : dossier introuvable.")
     aliases = shared(state)
     kept = {name: t.detach().cpu() for name, t in state.items() if name not in aliases}
     tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()}  # plus de vues
@@ -90,6 +88,9 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
     """Écrit des fichiers à côté de leur place, puis les y met : les anciens demeurent tant que tout n'est pas écrit."""
+    for path in contents:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent} : dossier introuvable.")
     waiting = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in contents}
     try:
         for path, whole in waiting.items():

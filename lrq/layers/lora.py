@@ -64,6 +64,15 @@ def check_adapter_name(name: Any) -> str:
     return name
 
 
+def adapter_weights(name: Any) -> dict[str, Any]:
+    """Nom → poids, d'un nom seul, de poids 1, ou d'un dictionnaire."""
+    if isinstance(name, Mapping):
+        return dict(name)
+    if not isinstance(name, str):
+        raise TypeError(f"name : reçu {name!r}, attendu le nom d'un adaptateur, ou un dictionnaire nom → poids.")
+    return {name: 1.0}
+
+
 class LoRAAdapter(nn.Module):
     """Une mise à jour de rang r : ΔW = s B A, un produit par groupe.
 
@@ -202,6 +211,8 @@ class LoRALayer(nn.Module):
             return layer(x) if self.enabled else self._dense(x, saved)
         y = layer(x)
         if self.enabled:
+            if layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                y = y.clone()  # d'autres ont vu y, que l'on va changer
             add = self._add_conv if conv else self._add_linear
             for name, weight in self.active.items():
                 y = add(y, x, adapters[name], weight)
@@ -216,6 +227,8 @@ class LoRALayer(nn.Module):
         """Y + w s (x Aᵀ) Bᵀ, sur place : r (in + out) produits par exemple, au lieu des in · out de x ΔWᵀ."""
         A, B = adapter.factors()
         h = F.linear(adapter.drop(x) if adapter.dropout else x, A)  # (..., n) @ (n, r) -> (..., r)
+        if not y.dtype == h.dtype == B.dtype:  # sous torch.autocast
+            h, B = h.to(y.dtype), B.to(y.dtype)
         if y.ndim == 2:
             return y.addmm_(h, B.T, alpha=weight * adapter.scale)  # (N, r) @ (r, m) -> (N, m)
         m, r = B.shape
@@ -241,9 +254,10 @@ class LoRALayer(nn.Module):
 
     def reconstruct_weight(self) -> Tensor:
         """W₀ + Σ_k w_k s_k B_k A_k, sans terme croisé entre adaptateurs ; un seul arrondi, à la fin."""
+        return self._sum() if self.enabled else self.base_weight()
+
+    def _sum(self) -> Tensor:
         W = self.base_weight()
-        if not self.enabled:
-            return W
         total = W.to(working_dtype(W))
         for name, weight in self.active.items():
             total = total + weight * self.adapter(name).delta().view(W.shape)
@@ -258,6 +272,14 @@ class LoRALayer(nn.Module):
     def bias(self) -> Tensor | None:
         return self.original.bias  # type: ignore[return-value]
 
+    def _own_weight(self) -> Tensor:
+        """Les poids de la couche gelée, à réécrire ; refuse ceux qu'elle comprime, ou recalcule à chaque appel."""
+        W = None if isinstance(self.original, CompressedLinear) else self.original._parameters.get("weight")
+        if W is None:
+            kind = type(self.original).__name__
+            raise TypeError(f"original : {kind} garde des poids comprimés ou paramétrés, où rien ne peut se fondre.")
+        return W
+
     # --- fusionner ----------------------------------------------------------------------------------------------------
 
     @property
@@ -271,17 +293,14 @@ class LoRALayer(nn.Module):
         Raises
         ------
         TypeError
-            La couche d'origine est comprimée : ses poids ne s'écrivent pas en dense.
+            La couche d'origine est comprimée ou paramétrée (``weight_norm``) : ses poids ne s'écrivent pas en dense.
         ValueError
             ΔW contient NaN ou l'infini, ou déborde du dtype des poids. Ils n'ont pas changé.
         """
         if self.merged:
             warnings.warn("adaptateur déjà fusionné : rien n'a changé.", stacklevel=3)
             return
-        if isinstance(self.original, CompressedLinear):
-            kind = type(self.original).__name__
-            raise TypeError(f"original : {kind} garde des poids comprimés, où ΔW ne peut pas se fondre.")
-        W, merged = self.original.weight, self.reconstruct_weight()
+        W, merged = self._own_weight(), self._sum()
         if not torch.isfinite(merged).all():
             raise ValueError("lora_A, lora_B : reçu NaN ou l'infini dans W + s B A, la fusion est refusée.")
         self._saved_weight = W.detach().clone()
@@ -350,7 +369,7 @@ class LoRALayer(nn.Module):
         """Ce que `set_adapter` va retenir, ou son refus."""
         if self.merged:
             raise ValueError("merged : l'adaptateur est fusionné ; appelez d'abord unmerge_weights().")
-        weights = dict(name) if isinstance(name, Mapping) else {name: 1.0}
+        weights = adapter_weights(name)
         for each in weights:
             self.adapter(each)
         return {each: check_finite_number(weight, f"poids de {each!r}") for each, weight in weights.items()}
@@ -384,7 +403,8 @@ class LoRALayer(nn.Module):
             self.enabled = before
 
     def adapter(self, name: str) -> LoRAAdapter:
-        if name not in self.adapters:
+        """L'adaptateur de ce nom, ou son refus."""
+        if name not in list(self.adapters):
             raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {', '.join(self.adapters) or 'aucun'}.")
         return self.adapters[name]  # type: ignore[return-value]
 
@@ -439,12 +459,17 @@ class LoRALayer(nn.Module):
         LoRALayer
             La même fonction que `layer`, aux arrondis près.
 
+        Raises
+        ------
+        TypeError, ValueError
+            Ceux du constructeur ; `layer` est comprimée ou paramétrée.
+
         References
         ----------
         Meng, Wang et Zhang (2024).
         """
         lora = cls(copy.deepcopy(layer), rank, alpha, **options)
-        adapter, W = lora._only(), lora.base_weight().detach()
+        adapter, W = lora._only(), lora._own_weight().detach()
         groups = len(adapter.A) // rank
         blocks = W.flatten(1).chunk(groups)  # (out/g, n) : une SVD par groupe
         pairs = [share_singular_values(*decompose(block, rank, None)) for block in blocks]
@@ -493,7 +518,7 @@ class LoRALayer(nn.Module):
         ----------
         Li et al. (2023).
         """
-        W, iterations = check_linear(layer).weight.detach(), check_integer(iterations, "iterations")
+        W, iterations = check_linear(layer, "layer").weight.detach(), check_integer(iterations, "iterations")
         source = copy.deepcopy(layer)
         for turn in range(iterations):
             base = QuantizedLinear.from_linear(source, n_bits, granularity, clipping)
