@@ -487,181 +487,6 @@ def test_stages_share_the_spectrum_evenly(linear):
     assert norms == pytest.approx([norms[0]] * 3)
 
 
-# --- LoRALayer --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lora(linear, randn):
-    """Un adaptateur déjà entraîné (B non nul)."""
-
-    def draw(n=12, m=9, rank=4, alpha=0.5, dtype=torch.float32, bias=True):
-        layer = LoRALayer(linear(n, m, bias, dtype), rank, alpha)
-        layer.lora_B.data = randn(m, rank, dtype=dtype)
-        return layer
-
-    return draw
-
-
-@with_or_without_bias
-@pytest.mark.parametrize("leading", LEADING, ids=str)
-def test_lora_starts_identical(bias, leading, linear, randn):
-    source = linear(12, 9, bias)
-    x = randn(*leading, 12)
-    y = source(x)
-    layer = LoRALayer(source, 4, alpha=3.0)
-    assert layer(x).shape == (*leading, 9)
-    assert torch.equal(layer(x), y)
-
-
-def test_lora_default_rank_is_that_of_the_contract():
-    layer = LoRALayer(nn.Linear(32, 20))
-    assert (layer.rank, layer.scale) == (16, 1.0)
-    assert layer.lora_A.shape == (16, 32)
-    assert layer.lora_B.shape == (20, 16)
-
-
-def test_lora_live_forward_by_hand(lora, randn):
-    layer = lora(alpha=0.7, dtype=torch.float64)
-    x = randn(5, 12, dtype=torch.float64)
-    W = layer.original.weight + 0.7 * layer.lora_B @ layer.lora_A  # α, sans division par r
-    torch.testing.assert_close(layer(x), F.linear(x, W, layer.original.bias))
-
-
-def test_lora_trains_its_adapter_only(lora, randn):
-    layer = lora()
-    base = snapshot(layer.original)
-    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
-    layer(randn(5, 12)).pow(2).sum().backward()
-    assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"adapters.default.A", "adapters.default.B"}
-    A, B = layer.lora_A.detach().clone(), layer.lora_B.detach().clone()
-    optimizer.step()
-    assert unchanged(layer.original, base)
-    assert not torch.equal(layer.lora_A, A)
-    assert not torch.equal(layer.lora_B, B)
-
-
-def test_lora_counts(lora):
-    layer = lora()
-    assert layer.trainable_parameters() == 4 * (12 + 9)
-    assert layer.total_parameters() == 12 * 9 + 9 + 4 * (12 + 9)
-    assert layer.trainable_parameters() == sum(p.numel() for p in layer.parameters() if p.requires_grad)
-    layer.merge_weights()
-    assert layer.total_parameters() == 12 * 9 + 9 + 4 * (12 + 9)
-
-
-def test_lora_initial_scale():
-    A = LoRALayer(nn.Linear(400, 300), 100).lora_A
-    assert A.std().item() == pytest.approx(1 / 20, rel=0.05)  # 1/√in
-
-
-def test_merged_live_and_unmerged_agree(lora, randn):
-    layer, x = lora(), randn(5, 12)
-    live = layer(x)
-    layer.merge_weights()
-    assert layer.merged
-    torch.testing.assert_close(layer(x), live, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(layer(x), layer.original(x))  # l'adaptateur ne compte pas deux fois
-    layer.unmerge_weights()
-    assert not layer.merged
-    assert torch.equal(layer(x), live)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_unmerge_is_exact_to_the_bit(dtype, lora):
-    layer = lora(alpha=100.0, dtype=dtype)  # W + ΔW − ΔW perdrait ici des bits
-    before = layer.original.weight.detach().clone()
-    layer.merge_weights()
-    assert layer.original.weight.dtype == dtype
-    merged = layer.original.weight.detach().clone()
-    assert not torch.equal(merged, before)
-    delta = layer.scale * (layer.lora_B.double() @ layer.lora_A.double()).detach()
-    torch.testing.assert_close(merged.double(), before.double() + delta, rtol=torch.finfo(dtype).eps, atol=1e-4)
-    layer.unmerge_weights()
-    assert torch.equal(layer.original.weight, before)
-
-
-def test_second_merge_and_unmerge_warn_and_change_nothing(lora):
-    layer = lora()
-    with pytest.warns(UserWarning, match="non fusionné : rien n'a changé") as caught:
-        layer.unmerge_weights()
-    assert caught[0].filename == __file__
-    base = snapshot(layer)
-    layer.merge_weights()
-    merged = snapshot(layer)
-    with pytest.warns(UserWarning, match="déjà fusionné : rien n'a changé"):
-        layer.merge_weights()
-    assert unchanged(layer, merged)
-    layer.unmerge_weights()
-    with pytest.warns(UserWarning, match="non fusionné"):
-        layer.unmerge_weights()
-    assert unchanged(layer, base)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_sick_adapter_is_refused_and_the_base_left_alone(bad, lora):
-    layer = lora()
-    layer.lora_B.data[2, 1] = bad
-    base = snapshot(layer.original)
-    with pytest.raises(ValueError, match=r"^lora_A, lora_B : .*fusion est refusée"):
-        layer.merge_weights()
-    assert unchanged(layer.original, base)
-    assert not layer.merged
-
-
-def test_a_merge_that_overflows_is_refused(lora):
-    layer = lora(alpha=1e5, dtype=torch.float16)
-    base = snapshot(layer.original)
-    with pytest.raises(ValueError, match="fusion est refusée"):
-        layer.merge_weights()
-    assert unchanged(layer.original, base)
-
-
-@pytest.mark.parametrize("from_merged", [True, False])
-@pytest.mark.parametrize("into_merged", [True, False])
-def test_a_saved_adapter_counts_once(from_merged, into_merged, lora, randn, tmp_path):
-    layer, other, x = lora(), lora(), randn(5, 12)
-    y = layer(x)
-    base = layer.original.weight.detach().clone()
-    if from_merged:
-        layer.merge_weights()
-    if into_merged:
-        other.merge_weights()
-    save_file(layer.state_dict(), tmp_path / "lora.safetensors")
-    other.load_state_dict(load_file(tmp_path / "lora.safetensors"))
-    assert other.merged == from_merged
-    torch.testing.assert_close(other(x), y, rtol=1e-5, atol=1e-5)
-    if from_merged:
-        other.unmerge_weights()
-    assert torch.equal(other.original.weight, base)
-
-
-def test_deepcopy_of_a_merged_adapter(lora):
-    layer = lora()
-    base = layer.original.weight.detach().clone()
-    layer.merge_weights()
-    twin = copy.deepcopy(layer)
-    layer.unmerge_weights()
-    assert twin.merged
-    twin.unmerge_weights()
-    assert torch.equal(twin.original.weight, base)
-
-
-def test_lora_construction_that_fails_leaves_the_layer_trainable():
-    source = nn.Linear(6, 4)
-    with pytest.raises(ValueError, match=r"^rank : reçu 5"):
-        LoRALayer(source, 5)
-    with pytest.raises(ValueError, match=r"^alpha : reçu nan, attendu un nombre fini"):
-        LoRALayer(source, 2, math.nan)
-    with pytest.raises(TypeError, match=r"^alpha : reçu '1', attendu un nombre"):
-        LoRALayer(source, 2, "1")
-    assert all(p.requires_grad for p in source.parameters())
-
-
-def test_lora_input_of_the_wrong_width(lora, randn):
-    with pytest.raises(ValueError, match=r"^x : reçu la forme \(2, 3\), attendu \(\.\.\., 12\)"):
-        lora()(randn(2, 3))
-
-
 # --- QuantizedLowRankLayer --------------------------------------------------------------------------------------------
 
 
@@ -990,10 +815,16 @@ sourced = pytest.mark.parametrize(("make", "name"), [pytest.param(*pair, id=key)
 
 
 @sourced
-@pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 1), nn.ReLU(), torch.ones(4, 4), [1.0], None])
+@pytest.mark.parametrize("layer", [nn.Conv1d(4, 4, 1), nn.ReLU(), torch.ones(4, 4), [1.0], None])
 def test_a_layer_of_another_class_is_named(make, name, layer):
     with pytest.raises(TypeError, match=rf"^{name} : reçu {type(layer).__name__}, attendu nn\.Linear"):
         make(layer)
+
+
+@converted
+def test_a_convolution_is_no_linear_layer(convert):
+    with pytest.raises(TypeError, match=r"^linear_layer : reçu Conv2d, attendu nn\.Linear"):
+        convert(nn.Conv2d(4, 4, 1), 2)
 
 
 @sourced

@@ -182,6 +182,9 @@ class LoRALayer(nn.Module):
         original_layer.requires_grad_(False)  # en dernier : un refus n'a rien changé
 
     def _wrap(self, layer: Adaptable) -> None:
+        if not isinstance(layer, ADAPTABLE):
+            expected = "nn.Linear, nn.Conv2d ou une couche linéaire comprimée"
+            raise TypeError(f"original_layer : reçu {type(layer).__name__}, attendu {expected}.")
         if isinstance(layer, nn.Conv2d):
             check_conv(layer, "original_layer")
         elif not isinstance(layer, CompressedLinear):
