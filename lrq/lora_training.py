@@ -41,6 +41,11 @@ def active_adapters(model: nn.Module) -> dict[str, LoRAAdapter]:
     return found
 
 
+def adam(lora_model: nn.Module, lr: float) -> torch.optim.Adam:
+    """Adam, au même pas pour A et pour B."""
+    return torch.optim.Adam([p for adapter in active_adapters(lora_model).values() for p in adapter.parameters()], lr)
+
+
 class LoRAPlus(torch.optim.Adam):
     """LoRA+ : Adam, où le pas de B est un multiple de celui de A.
 
@@ -120,7 +125,7 @@ class LoRATrainer:
         self.adapters = active_adapters(lora_model)
         self.lr, self.max_norm = check_positive(lr, "lr"), check_positive(max_norm, "max_norm")
         self.loss, self.verbose = loss, verbose
-        self.make_optimizer = optimizer or (lambda model, lr: torch.optim.Adam(self.parameters(), lr))
+        self.make_optimizer = optimizer or adam
         self.optimizer = self.make_optimizer(lora_model, self.lr)
         self.history: list[dict[str, Any]] = []
         self.least = math.inf
@@ -246,10 +251,10 @@ class LoRATrainer:
         return {name: p.detach().clone() for name, p in both}
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Rend à A et B ces valeurs, et leurs rangs ; les paramètres restent les mêmes objets."""
+        """Rend à A et B ces valeurs ; au même rang, les paramètres restent les mêmes objets."""
         for key, adapter in self.adapters.items():
-            for factor, p in adapter.named_parameters():
-                p.data = values[f"{key}.{factor}"].to(p, copy=True)
+            for factor, p in list(adapter.named_parameters()):
+                replace_factor(adapter, factor, values[f"{key}.{factor}"].to(p, copy=True))
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
         """Écrit l'adaptateur seul, au format de PEFT : voir :func:`~lrq.save_adapter`."""
@@ -302,6 +307,7 @@ class LoRATrainer:
         self.last, self.best = parts["last"], parts["best"]
         vars(self).update(told)
         self.restore(self.best)
+        self.optimizer = self.make_optimizer(self.model, self.lr)  # d'un autre rang, ce sont d'autres paramètres
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def progress(self) -> dict[str, Any]:
@@ -418,14 +424,22 @@ class AdaptiveLoRA(LoRATrainer):
         for key, adapter in self.adapters.items():
             A, B = adapter.blocks()  # (g, r, n), (g, out/g, r)
             keep = sorted(kept[key])
-            adapter.A.data = A.detach()[:, keep].reshape(-1, *adapter.A.shape[1:])
-            adapter.B.data = B.detach()[:, :, keep].reshape(len(adapter.B), len(keep), *adapter.B.shape[2:])
-            adapter.A.grad = adapter.B.grad = None
+            replace_factor(adapter, "A", A.detach()[:, keep].reshape(-1, *adapter.A.shape[1:]))
+            replace_factor(adapter, "B", B.detach()[:, :, keep].reshape(len(adapter.B), -1, *adapter.B.shape[2:]))
             self.importance[key] = self.importance[key][keep]
         self.optimizer = self.make_optimizer(self.model, self.lr)
         self.least, self.last = math.inf, self.snapshot()
         self.best = self.last
         return self.ranks()
+
+
+def replace_factor(adapter: LoRAAdapter, factor: str, value: Tensor) -> None:
+    """Change A ou B ; d'une autre forme, c'est un autre paramètre, qu'un graphe encore en vie ne connaît pas."""
+    p = adapter.get_parameter(factor)
+    if p.shape == value.shape:
+        p.data, p.grad = value, None
+    else:
+        setattr(adapter, factor, nn.Parameter(value, p.requires_grad))
 
 
 def call(model: nn.Module, inputs: Any) -> Tensor:

@@ -228,8 +228,8 @@ def test_other_starts(create, net, x):
     model = convert_model_to_lora(net, ["query"], rank=8, create=create)
     torch.testing.assert_close(model(x), net(x), rtol=1e-3, atol=1e-3)  # au rang plein, rien n'est perdu
     assert unchanged(net, before)
+    quantized = replace_linears(net, lambda layer: QuantizedLinear.from_linear(layer, 4))
     with pytest.raises(TypeError, match="QuantizedLinear"):
-        quantized = replace_linears(net, lambda layer: QuantizedLinear.from_linear(layer, 4))
         convert_model_to_lora(quantized, ["query"], rank=2, create=create)
 
 
