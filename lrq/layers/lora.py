@@ -134,7 +134,7 @@ class LoRAAdapter(nn.Module):
 class LoRALayer(nn.Module):
     """Une couche gelée et ses adaptateurs : W = W₀ + Σ_k w_k s_k B_k A_k.
 
-    Elle naît avec un adaptateur, « default », où B = 0 : elle rend exactement ce que rendait l'originale. On lui en
+    Elle naît avec un adaptateur, ``default``, où B = 0 : elle rend exactement ce que rendait l'originale. On lui en
     ajoute d'autres, de rangs quelconques ; `set_adapter` dit lesquels comptent, et pour combien.
 
     Parameters
@@ -454,8 +454,11 @@ class LoRALayer(nn.Module):
         ----------
         layer : nn.Linear ou nn.Conv2d
             Copiée, laissée intacte.
-        rank, alpha, **options
-            Ceux du constructeur ; α n'est pas nul.
+        rank : int
+        alpha : float
+            Pas nul.
+        **options
+            Celles du constructeur : ``dropout``, ``scaling``.
 
         Returns
         -------
@@ -503,8 +506,11 @@ class LoRALayer(nn.Module):
         ----------
         layer : nn.Linear
             Laissée intacte.
-        rank, alpha, **options
-            Ceux du constructeur ; α n'est pas nul.
+        rank : int
+        alpha : float
+            Pas nul.
+        **options
+            Celles du constructeur : ``dropout``, ``scaling``.
         n_bits : int, entre 1 et 8
         calibration : Tensor (..., in) d'entrées, ou Calibration, optionnel
             L'adaptateur est alors celui qui rapproche le plus les sorties de ces entrées.
