@@ -337,8 +337,7 @@ class AdaptiveLoRA(LoRATrainer):
 
     Parameters
     ----------
-    lora_model, train_loader, val_loader, lr, **options
-        Comme pour :class:`LoRATrainer`.
+    lora_model, train_loader, val_loader, lr, **options : ceux de :class:`LoRATrainer`
     budget : int, optionnel
         Nombre de paramètres gardés en tout ; par défaut, la moitié de ceux du départ.
     warmup : int, au moins 1

@@ -1,6 +1,6 @@
 """Section 11.3 : un adaptateur dans les fichiers de PEFT, `adapter_config.json` et `adapter_model.safetensors`.
 
-La bibliothèque PEFT lit ce qui est écrit ici, et l'inverse. Jamais de pickle : un adaptateur en ``.bin`` est refusé.
+La bibliothèque PEFT lit ce qui est écrit ici, et l'inverse. Jamais de `pickle` : un adaptateur en ``.bin`` est refusé.
 """
 
 import json

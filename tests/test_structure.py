@@ -29,14 +29,17 @@ LEVELS = {
     "errors": 6,
     "storage": 6,
     "training": 6,
+    "adapters": 7,
     "models": 7,
     "compression": 7,
+    "peft_files": 8,
+    "lora_training": 9,
     "display": 7,
     "plots": 7,
-    "exercises": 8,
-    "widgets": 8,
-    "data": 8,
-    "": 9,  # lrq/__init__.py voit tout, et personne ne le voit
+    "exercises": 10,
+    "widgets": 10,
+    "data": 10,
+    "": 11,  # lrq/__init__.py voit tout, et personne ne le voit
 }
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {name.removesuffix("__init__").rstrip("."): path for name, path in MODULES.items()}
@@ -122,6 +125,8 @@ def test_import_lrq_is_light():
         "anywidget",
         "scipy",
         "pandas",
+        "peft",
+        "accelerate",
     )
     code = f"import sys, lrq; print(*[name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -197,11 +202,18 @@ COURSE = {
     "SVDCompressedLinear": {"in_features": REQUIRED, "out_features": REQUIRED, "rank": REQUIRED},
     "SVDCompressedLinear.from_linear": {"linear_layer": REQUIRED, "rank": REQUIRED},
     "SVDCompressedLinear.reconstruction_error": {"self": REQUIRED, "original_weight": REQUIRED},
-    "LoRALayer": {"original_layer": REQUIRED, "rank": 16, "alpha": 1.0},
+    "LoRALayer": {"original_layer": REQUIRED, "rank": 16, "alpha": 1.0, "dropout": 0.0},
     "LoRALayer.merge_weights": {"self": REQUIRED},
     "LoRALayer.unmerge_weights": {"self": REQUIRED},
     "LoRALayer.trainable_parameters": {"self": REQUIRED},
     "LoRALayer.total_parameters": {"self": REQUIRED},
+    "convert_model_to_lora": {"model": REQUIRED, "target_modules": None, "rank": 16, "alpha": 1.0},
+    "LoRATrainer": {"lora_model": REQUIRED, "train_loader": REQUIRED, "val_loader": REQUIRED, "lr": 1e-4},
+    "LoRATrainer.train_epoch": {"self": REQUIRED},
+    "LoRATrainer.validate": {"self": REQUIRED},
+    "LoRATrainer.train": {"self": REQUIRED, "epochs": REQUIRED},
+    "AdaptiveLoRA": {"lora_model": REQUIRED, "train_loader": REQUIRED, "val_loader": REQUIRED, "lr": 1e-4},
+    "LoRAPlus": {"lora_model": REQUIRED, "lr": 1e-4},
     "QuantizedLowRankLayer": {"in_features": REQUIRED, "out_features": REQUIRED, "rank": REQUIRED, "n_bits": 8},
     "QuantizedLowRankLayer.quantize": {"self": REQUIRED},
     "QuantizedLowRankLayer.forward_quantized": {"self": REQUIRED, "x": REQUIRED},
