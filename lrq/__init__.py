@@ -12,6 +12,7 @@ from .adapters import (
     delete_adapter,
     disabled_adapters,
     merge_adapters,
+    merged_model,
     set_adapter,
     unmerge_adapters,
 )
@@ -150,6 +151,7 @@ __all__ = [
     "marchenko_pastur_edge",
     "marchenko_pastur_rank",
     "merge_adapters",
+    "merged_model",
     "pack_bits",
     "propagation_bound",
     "quantize_symmetric",

@@ -39,6 +39,7 @@ def convert_model_to_lora(
     rank : int, au moins 1
         Ramené, couche par couche, au plus grand rang possible ; un avertissement le dit.
     alpha : float
+        L'échelle s vaut α, comme dans le cours ; pour les réglages de PEFT, où s = α/r, donnez ``scaling="alpha/r"``.
     create : fonction
         Ce qui fait d'une couche une LoRALayer : le constructeur, ou par exemple :meth:`LoRALayer.from_pissa`.
     **options
@@ -271,3 +272,20 @@ def unmerge_adapters(model: nn.Module) -> None:
         warnings.warn("adaptateurs non fusionnés : rien n'a changé.", stacklevel=2)
     for layer in merged:
         layer.unmerge_weights()
+
+
+def merged_model(model: nn.Module) -> nn.Module:
+    """Copie de `model` où chaque LoRALayer est redevenue une couche ordinaire, ses adaptateurs actifs fondus dedans.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Réseau sans adaptateur, ou une couche refuse la fusion (:func:`merge_adapters`).
+    """
+    lora_layers(model)
+    merged = copy.deepcopy(model)
+    layers = lora_layers(merged)
+    if not all(layer.merged for layer in layers.values()):
+        merge_adapters(merged)
+    shared = {name for name, module in merged.named_modules(remove_duplicate=False) if isinstance(module, LoRALayer)}
+    return replace_modules(merged, dict.fromkeys(shared, lambda layer: layer.original))

@@ -205,6 +205,8 @@ class LoRATrainer:
             `history`.
         """
         epochs = check_integer(epochs, "epochs", minimum=0)
+        if active_adapters(self.model) != self.adapters:
+            raise ValueError("lora_model : d'autres adaptateurs sont actifs ; faites un LoRATrainer après set_adapter.")
         self.restore(self.last)
         bar = progress_bar(epochs) if self.verbose else None
         try:
@@ -330,7 +332,7 @@ class LoRATrainer:
 class AdaptiveLoRA(LoRATrainer):
     """LoRA dont les rangs suivent les gradients, sous un budget total de paramètres.
 
-    Retirer la composante k d'un adaptateur, b_k a_kᵀ, change la perte, au premier ordre, de ⟨b_k, ∂L/∂b_k⟩. Pendant
+    Retirer la composante k d'un adaptateur, b_k a_kᵀ, change la perte, au premier ordre, de −⟨b_k, ∂L/∂b_k⟩. Pendant
     l'échauffement, on somme les valeurs absolues de ces nombres, lot après lot ; à sa fin, chaque couche garde sa
     composante la plus importante, puis le budget va aux plus importantes de toutes, à taille égale. L'optimiseur
     repart alors à neuf.

@@ -358,3 +358,22 @@ def test_a_model_without_adapters_is_named(function, net):
         function(net)
     with pytest.raises(TypeError, match=r"^model : reçu NoneType, attendu nn\.Module"):
         function(None)
+
+
+def test_a_merged_model_is_ordinary_again(randn):
+    source = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+    model = lrq.convert_model_to_lora(source, rank=2)
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.lora_B)
+    x = randn(5, 6)
+    before, y = snapshot(model), model(x)
+    plain = lrq.merged_model(model)
+    assert [type(module) for module in plain] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert plain.state_dict().keys() == source.state_dict().keys()
+    torch.testing.assert_close(plain(x), y, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(plain(x), source(x), atol=1e-3)
+    assert unchanged(model, before)
+    lrq.merge_adapters(model)
+    assert torch.equal(lrq.merged_model(model)(x), plain(x))
+    with pytest.raises(ValueError, match="aucun adaptateur"):
+        lrq.merged_model(source)

@@ -596,3 +596,15 @@ def test_a_layer_out_of_use_has_no_importance(batches):
 def test_adaptive_arguments_are_named(options, error, message, adapted, batches):
     with pytest.raises(error, match=f"^{message}"):
         AdaptiveLoRA(adapted, batches(), None, **options)
+
+
+def test_a_trainer_whose_adapter_is_no_longer_active_refuses(randn):
+    model = convert_model_to_lora(nn.Linear(6, 4), rank=2)
+    loader = [(randn(8, 6), torch.arange(8) % 4)]
+    trainer = LoRATrainer(model, loader, None)
+    model.add_adapter("autre", 2)
+    model.set_adapter("autre")
+    with pytest.raises(ValueError, match=r"^lora_model : d'autres adaptateurs sont actifs"):
+        trainer.train(1)
+    model.set_adapter("default")
+    assert len(trainer.train(1)) == 1

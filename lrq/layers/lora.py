@@ -135,7 +135,8 @@ class LoRALayer(nn.Module):
     """Une couche gelée et ses adaptateurs : W = W₀ + Σ_k w_k s_k B_k A_k.
 
     Elle naît avec un adaptateur, ``default``, où B = 0 : elle rend exactement ce que rendait l'originale. On lui en
-    ajoute d'autres, de rangs quelconques ; `set_adapter` dit lesquels comptent, et pour combien.
+    ajoute d'autres, de rangs quelconques ; `set_adapter` dit lesquels comptent, et pour combien. Ni l'échelle ni ce choix
+    ne sont dans ``state_dict`` : pour échanger un adaptateur, :func:`~lrq.save_adapter`.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ class LoRALayer(nn.Module):
     alpha : float
     dropout : float, dans [0, 1[
     scaling : "alpha", "alpha/r" ou "alpha/sqrt(r)"
-        Comment l'échelle s se tire de α : celle du cours, celle de LoRA, celle de rsLoRA.
+        Comment l'échelle s se tire de α : celle du cours, celle de LoRA (et de PEFT), celle de rsLoRA.
 
     Attributes
     ----------
