@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from . import aware, book, combined, convolution, errors, forward, integer, large, page, rank, startup, storage
+from . import aware, book, combined, convolution, errors, forward, integer, large, lora, page, rank, startup, storage
 from .table import render
 
 MODULES = {
@@ -16,6 +16,7 @@ MODULES = {
     "large": large,
     "aware": aware,
     "combined": combined,
+    "lora": lora,
     "errors": errors,
     "storage": storage,
     "startup": startup,

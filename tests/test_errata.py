@@ -45,6 +45,7 @@ from lrq import (
     combined_error_analysis,
     compare_factorized_vs_standard,
     compression_error_tradeoff,
+    convert_model_to_lora,
     energy_analysis,
     find_optimal_rank,
     quantize_symmetric,
@@ -958,6 +959,129 @@ def test_e11_2_3():
     says("E11.2-3", f"de {fr(before)} à {fr(after)} paramètres, soit {fr(100 * (1 - after / before), 2)} %")
     assert fr(W.numel() / before, 2) == fr(W.numel() / after, 2)
     says("E11.2-3", f"×{fr(W.numel() / after, 2)} dans les deux cas")
+
+
+# --- Section 11.3 -----------------------------------------------------------------------------------------------------
+
+
+def test_e11_3_1():
+    lines = course("""
+        def scaled(lora_A, lora_B, alpha):
+            delta_W = alpha * (lora_B @ lora_A)
+            return delta_W
+    """)
+    torch.manual_seed(0)
+    linear, x, y = nn.Linear(768, 768), torch.randn(64, 768), torch.randn(64, 768)
+
+    loss = ((linear(x) - y) ** 2).mean()
+    (G,) = torch.autograd.grad(loss, linear.weight)
+
+    def promised(rank, scaling, update=None):
+        """La baisse de la perte, au premier ordre, d'un pas de descente de gradient de taux 1 à partir de B = 0."""
+        total = 0.0
+        for _ in range(30):  # en moyenne sur les tirages de A
+            layer = LoRALayer(linear, rank, alpha=1.0, scaling=scaling)
+            ((layer(x) - y) ** 2).mean().backward()
+            A, B = layer.lora_A.detach(), -layer.lora_B.grad
+            delta_W = layer.scale * (B @ A) if update is None else update(A, B, 1.0)
+            total -= float((G * delta_W).sum())
+        return total
+
+    small, large = 4, 64
+    theirs, ours, stable, divided = (
+        promised(large, scaling, update) / promised(small, scaling, update)
+        for scaling, update in (
+            ("alpha", lines.scaled),
+            ("alpha", None),
+            ("alpha/sqrt(r)", None),
+            ("alpha/r", None),
+        )
+    )
+    assert theirs == pytest.approx(large / small, rel=0.1)
+    assert ours == pytest.approx(theirs, rel=0.1)
+    says("E11.3-1", f"{linear.in_features} → {linear.out_features}")
+    says("E11.3-1", f"du rang {small} au rang {large}")
+    says("E11.3-1", f"une baisse {fr(theirs)} fois plus forte")
+    says("E11.3-1", f"avec α/√r, {fr(stable, 1)} fois")
+    says("E11.3-1", f"avec α/r, {fr(1 / divided)} fois plus faible")
+    layer = LoRALayer(linear, rank=64, scaling="alpha/sqrt(r)")
+    assert layer.scale == 1 / 8
+
+
+def test_e11_3_2():
+    torch.manual_seed(0)
+    model = load_minilm()
+    dotted = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    theirs = course(
+        """
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.Linear): setattr(model, name, LoRALayer(module, rank=8))
+        """,
+        model=copy.deepcopy(model),
+        LoRALayer=LoRALayer,
+    ).model
+    tokens = torch.randint(1000, 2000, (2, 8))
+
+    def used(network):
+        """Les adaptateurs créés, et ceux qu'un appel du réseau traverse."""
+        layers = {id(module): module for module in network.modules() if isinstance(module, LoRALayer)}
+        called = set()
+        hooks = [layer.register_forward_hook(lambda layer, *_: called.add(id(layer))) for layer in layers.values()]
+        network(tokens, torch.ones_like(tokens))
+        for hook in hooks:
+            hook.remove()
+        return len(layers), len(called)
+
+    created, called = used(theirs)
+    assert created == len(dotted)
+    says("E11.3-2", f"crée {created} adaptateurs, dont l'appel traverse {called}")
+    adapters = sum(layer.trainable_parameters() for layer in theirs.modules() if isinstance(layer, LoRALayer))
+    says("E11.3-2", f"annonce {fr(adapters)} paramètres")
+
+    def without_list():
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear):
+                setattr(model, name, LoRALayer(module, rank=8))
+
+    with pytest.raises(RuntimeError, match="changed size"):
+        without_list()
+    model = load_minilm()
+    adapted = convert_model_to_lora(model, rank=8)
+    ours = used(adapted)
+    assert ours[0] == created
+    says("E11.3-2", f"`lrq` en traverse {ours[1]}")
+
+
+def test_e11_3_3():
+    torch.manual_seed(0)
+    channels, rank = 32, 4
+    conv = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="circular")
+    x = torch.randn(2, channels, 32, 32)
+    A, B = torch.randn(rank, channels), torch.randn(channels, rank)
+    lines = course(
+        """
+        def adapt(x, lora_A, lora_B):
+            lora_out = x @ lora_A.T @ lora_B.T
+            return lora_out
+        """
+    )
+
+    def shift_gap(added):
+        """Ce qui change si l'on décale l'image d'une colonne avant plutôt qu'après."""
+        before, after = added(x.roll(1, -1)), added(x).roll(1, -1)
+        return float(torch.linalg.norm(before - after) / torch.linalg.norm(after))
+
+    layer = LoRALayer(conv, rank=4)
+    nn.init.normal_(layer.lora_B)
+    assert lines.adapt(x, A, B).shape == conv(x).shape
+    says("E11.3-3", f"avec {channels} canaux et des images {x.shape[-1]} × {x.shape[-1]}")
+    says("E11.3-3", f"de {fr(100 * shift_gap(lambda t: lines.adapt(t, A, B)), 0)} %")
+    with torch.no_grad():
+        gap = shift_gap(lambda t: layer(t) - conv(t))
+        says("E11.3-3", f"celle de `lrq`, de {fr(100 * gap, 0)} %")
+        dense = copy.deepcopy(conv)
+        dense.weight += (layer.lora_B.flatten(1) @ layer.lora_A.flatten(1)).view(conv.weight.shape)
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-3)
 
 
 # --- Section 11.4 -----------------------------------------------------------------------------------------------------
