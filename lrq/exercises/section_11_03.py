@@ -864,7 +864,7 @@ EXERCISE_11_3_2 = Exercise(
         Mistake(
             "la norme de b_k seule, ou celle du gradient",
             "une grande composante peut ne servir à rien, et un grand gradient porter sur une composante presque "
-            "nulle. L'importance est leur produit scalaire : ce que la perte changerait, au premier ordre, si b_k "
+            "nulle. L'importance est leur produit scalaire : ce dont la perte changerait, au premier ordre, si b_k "
             "disparaissait.",
             (
                 budget_variant(lambda A, B, G: B[-1].norm(dim=0)),

@@ -135,8 +135,8 @@ class LoRALayer(nn.Module):
     """Une couche gelée et ses adaptateurs : W = W₀ + Σ_k w_k s_k B_k A_k.
 
     Elle naît avec un adaptateur, ``default``, où B = 0 : elle rend exactement ce que rendait l'originale. On lui en
-    ajoute d'autres, de rangs quelconques ; `set_adapter` dit lesquels comptent, et pour combien. Ni l'échelle ni ce choix
-    ne sont dans ``state_dict`` : pour échanger un adaptateur, :func:`~lrq.save_adapter`.
+    ajoute d'autres, de rangs quelconques ; `set_adapter` dit lesquels comptent, et pour combien. Ni l'échelle ni ce
+    choix ne sont dans ``state_dict`` : pour échanger un adaptateur, :func:`~lrq.save_adapter`.
 
     Parameters
     ----------
