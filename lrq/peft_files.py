@@ -268,10 +268,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         if value and key not in READ | HARMLESS:
             raise ValueError(f"{path} : {key} : reçu {value!r}, un réglage de PEFT que lrq ne sait pas rejouer.")
     for key in ("rank_pattern", "alpha_pattern"):
+        config[key] = config.get(key) or {}
         try:
-            config[key] = {
-                motif: value for motif, value in (config.get(key) or {}).items() if re.compile(motif) or True
-            }
+            for motif in config[key].keys():  # noqa: SIM118 — une liste, qui n'a pas de clés, est refusée
+                re.compile(motif)
         except (AttributeError, re.error):
             raise ValueError(f"{path} : {key} : reçu {config[key]!r}, attendu motif → valeur.") from None
     check_integer(config.get("r"), f"{path} : r")

@@ -17,6 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import lrq  # noqa: E402
 from benchmarks import browser as chromium  # noqa: E402
 
 BUILD = "import sys; from jupyter_book.cli.main import main; main(sys.argv[1:])"
@@ -64,6 +65,19 @@ def matrix(rng):
         return torch.tensor(left * spectrum @ right.T, dtype=dtype)
 
     return draw
+
+
+@pytest.fixture
+def train(randn):
+    """Donne à chaque B d'un réseau adapté des nombres au hasard, comme après un apprentissage ; rend le réseau."""
+
+    def fill(model):
+        for layer in lrq.lora_layers(model).values():
+            for adapter in layer.adapters.values():
+                adapter.B.data = randn(*adapter.B.shape, dtype=adapter.B.dtype) / 2
+        return model
+
+    return fill
 
 
 # --- le livre et le navigateur ----------------------------------------------------------------------------------------

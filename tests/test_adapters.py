@@ -72,19 +72,6 @@ def x(randn):
 
 
 @pytest.fixture
-def train(randn):
-    """Donne à chaque B des nombres au hasard."""
-
-    def fill(model):
-        for layer in lora_layers(model).values():
-            for adapter in layer.adapters.values():
-                adapter.B.data = randn(*adapter.B.shape, dtype=adapter.B.dtype) / 2
-        return model
-
-    return fill
-
-
-@pytest.fixture
 def adapted(net, train):
     """Le réseau, deux adaptateurs de rangs différents, « default » actif."""
     model = convert_model_to_lora(net, rank=2, alpha=0.5)

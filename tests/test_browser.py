@@ -1158,17 +1158,6 @@ def test_the_curves_are_explored_by_hand(mounted, randn):
     assert noise == []
 
 
-def test_the_curves_are_accessible(mounted, rate_distortion):
-    page, _ = mounted([rate_distortion])
-    page.evaluate(UNFOLD)
-    assert axe(page, WCAG) == []
-    wear(page, "dark")
-    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
-    for control in controls(page.locator(".lrq-explorer")):
-        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
-    page.close()
-
-
 def test_the_curves_and_python_choose_alike(mounted, rate_distortion, rng):
     """À des réglages au hasard, la page montre la recette et les nombres de Python, et son code dit vrai."""
     page, noise = mounted([rate_distortion])
@@ -1252,26 +1241,6 @@ def test_the_chain_is_explored_by_hand(mounted):
     assert waits(root, "(root, start) => root.querySelector('.lrq-verdict').innerText.startsWith(start)", "Rien n’est")
     page.close()
     assert noise == []
-
-
-def test_the_chain_is_accessible(mounted):
-    page, _ = mounted([PropagationExplorer()])
-    page.evaluate(UNFOLD)
-    assert axe(page, WCAG) == []
-    wear(page, "dark")
-    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
-    for control in controls(page.locator(CHAINED)):
-        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
-    page.close()
-
-
-def test_the_chain_fits_a_finger(contexts, mounted):
-    page, _ = mounted([PropagationExplorer()])
-    page.set_viewport_size(PHONE)
-    page.evaluate(TWO_FRAMES)
-    small = [control for control in controls(page.locator(CHAINED)) if control.bounding_box()["height"] < TOUCH - 0.5]
-    page.close()
-    assert small == []
 
 
 def test_the_chain_and_python_measure_alike(mounted, rng):
@@ -1364,26 +1333,6 @@ def test_lora_is_explored_by_hand(mounted):
         )
     page.close()
     assert noise == []
-
-
-def test_lora_is_accessible(mounted):
-    page, _ = mounted([LoRAExplorer()])
-    page.evaluate(UNFOLD)
-    assert axe(page, WCAG) == []
-    wear(page, "dark")
-    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
-    for control in controls(page.locator(ADAPTED)):
-        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
-    page.close()
-
-
-def test_lora_fits_a_finger(contexts, mounted):
-    page, _ = mounted([LoRAExplorer()])
-    page.set_viewport_size(PHONE)
-    page.evaluate(TWO_FRAMES)
-    small = [control for control in controls(page.locator(ADAPTED)) if control.bounding_box()["height"] < TOUCH - 0.5]
-    page.close()
-    assert small == []
 
 
 @pytest.mark.filterwarnings("ignore:rank")
@@ -1588,3 +1537,30 @@ def test_browser_computes_what_pytorch_computes(opened):
     gaps = [float(root.get_attribute("data-gap")) for root in page.locator('[data-explorer="certificate"]').all()]
     assert gaps
     assert 0 <= max(gaps) <= 1e-5
+
+
+@pytest.fixture(params=["rate_distortion", PropagationExplorer, LoRAExplorer], ids=str)
+def explorer(request):
+    return request.getfixturevalue(request.param) if isinstance(request.param, str) else request.param()
+
+
+def test_an_explorer_is_accessible(mounted, explorer):
+    page, _ = mounted([explorer])
+    page.evaluate(UNFOLD)
+    assert axe(page, WCAG) == []
+    wear(page, "dark")
+    assert axe(page, {"type": "rule", "values": CONTRAST}) == []
+    for control in controls(page.locator(".lrq-explorer")):
+        assert kind(control) == "summary" or re.match(r'- \w+ "\s*\w.*"', control.aria_snapshot()), label(page, control)
+    page.close()
+
+
+def test_an_explorer_fits_a_finger(contexts, mounted, explorer):
+    page, _ = mounted([explorer])
+    page.set_viewport_size(PHONE)
+    page.evaluate(TWO_FRAMES)
+    small = [
+        control for control in controls(page.locator(".lrq-explorer")) if control.bounding_box()["height"] < TOUCH - 0.5
+    ]
+    page.close()
+    assert small == []

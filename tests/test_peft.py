@@ -67,17 +67,6 @@ def x(randn):
 
 
 @pytest.fixture
-def train(randn):
-    def fill(model):
-        for layer in lora_layers(model).values():
-            for adapter in layer.adapters.values():
-                adapter.B.data = randn(*adapter.B.shape, dtype=adapter.B.dtype) / 2
-        return model
-
-    return fill
-
-
-@pytest.fixture
 def adapted(net, train):
     """Des rangs et des échelles différents d'une couche à l'autre."""
     model = convert_model_to_lora(net, rank=4, alpha=0.7)
