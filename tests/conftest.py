@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -63,6 +64,19 @@ def matrix(rng):
         left = np.linalg.qr(rng.standard_normal((m, p)))[0]
         right = np.linalg.qr(rng.standard_normal((n, p)))[0]
         return torch.tensor(left * spectrum @ right.T, dtype=dtype)
+
+    return draw
+
+
+@pytest.fixture
+def linear(randn):
+    """Une nn.Linear dont les poids et le biais sont tirés au hasard."""
+
+    def draw(n=20, m=12, bias=True, dtype=torch.float32):
+        layer = nn.Linear(n, m, bias, dtype=dtype)
+        for p in layer.parameters():
+            p.data = randn(*p.shape, dtype=dtype)
+        return layer
 
     return draw
 

@@ -61,20 +61,6 @@ built = pytest.mark.parametrize("build", [pytest.param(f, id=name) for name, f i
 with_or_without_bias = pytest.mark.parametrize("bias", [True, False], ids=["biais", "sans biais"])
 
 
-@pytest.fixture
-def linear(randn):
-    """Une nn.Linear dont les poids et le biais sont tirés au hasard."""
-
-    def draw(n, m, bias=True, dtype=torch.float32):
-        layer = nn.Linear(n, m, bias, dtype=dtype)
-        layer.weight = nn.Parameter(randn(m, n, dtype=dtype))
-        if bias:
-            layer.bias = nn.Parameter(randn(m, dtype=dtype))
-        return layer
-
-    return draw
-
-
 def snapshot(module):
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 

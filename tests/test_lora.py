@@ -60,16 +60,8 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 @pytest.fixture
-def linear(randn):
-    """Une nn.Linear dont les poids et le biais sont tirés au hasard."""
-
-    def draw(n=12, m=9, bias=True, dtype=torch.float32):
-        layer = nn.Linear(n, m, bias, dtype=dtype)
-        for p in layer.parameters():
-            p.data = randn(*p.shape, dtype=dtype)
-        return layer
-
-    return draw
+def linear(linear):
+    return lambda n=12, m=9, *options, **named: linear(n, m, *options, **named)
 
 
 @pytest.fixture

@@ -35,17 +35,6 @@ SETTINGS = {
 settings = pytest.mark.parametrize("options", [pytest.param(o, id=name) for name, o in SETTINGS.items()])
 
 
-@pytest.fixture
-def linear(randn):
-    def draw(n=N, m=M, bias=True, dtype=torch.float32):
-        layer = nn.Linear(n, m, bias, dtype=dtype)
-        for p in layer.parameters():
-            p.data = randn(*p.shape, dtype=dtype)
-        return layer
-
-    return draw
-
-
 def snapshot(module):
     return {name: t.detach().clone() for name, t in module.state_dict().items()}
 

@@ -49,17 +49,6 @@ granular = pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 with_or_without_bias = pytest.mark.parametrize("bias", [True, False], ids=["biais", "sans biais"])
 
 
-@pytest.fixture
-def linear(randn):
-    def draw(n=N, m=M, bias=True, dtype=torch.float32):
-        layer = nn.Linear(n, m, bias, dtype=dtype)
-        for p in layer.parameters():
-            p.data = randn(*p.shape, dtype=dtype)
-        return layer
-
-    return draw
-
-
 def snapshot(module):
     return {name: t.detach().clone() for name, t in module.state_dict().items()}
 

@@ -57,14 +57,8 @@ made = pytest.mark.parametrize("make", [pytest.param(f, id=name) for name, f in 
 
 
 @pytest.fixture
-def source(randn):
-    def draw(n=12, m=8, bias=True, dtype=torch.float32):
-        layer = nn.Linear(n, m, bias, dtype=dtype)
-        for p in layer.parameters():
-            p.data = randn(*p.shape, dtype=dtype)
-        return layer
-
-    return draw
+def source(linear):
+    return lambda n=12, m=8, *options, **named: linear(n, m, *options, **named)
 
 
 @pytest.fixture
