@@ -19,7 +19,13 @@ from .adapters import (
     unmerge_adapters,
 )
 from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
-from .compression import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
+from .compression import (
+    CombinedCompressionPipeline,
+    LayerReport,
+    analyze_combined_compression,
+    analyze_tn_quantization_impact,
+    stored_bytes,
+)
 from .errors import (
     ApproximationErrorAnalysis,
     analyze_cumulative_error,
@@ -29,7 +35,7 @@ from .errors import (
     propagation_bound,
     water_filling,
 )
-from .gauge import balance_factors, rotate_factors
+from .gauge import balance_cores, balance_factors, core_noise_bound, regauge, rotate_cores, rotate_factors
 from .layers import (
     CompactSVDLinear,
     FactorizedLinear,
@@ -39,13 +45,16 @@ from .layers import (
     LoRALayer,
     MultiStageFactorizedLinear,
     QATLowRankLinear,
+    QATTTLinear,
     QuantizedLinear,
     QuantizedLowRankLayer,
     QuantizedLowRankLinear,
     QuantizedResidualLinear,
+    QuantizedTTLinear,
     SVDCompressedLinear,
     SVDConv2d,
     TruncatedSVDLinear,
+    TTLinear,
     compare_factorized_vs_standard,
     linear_names,
     replace_linears,
@@ -86,8 +95,20 @@ from .spectrum import (
 )
 from .storage import load_weights, save_weights
 from .svd import balanced_factors, singular_values, truncated_svd
-from .tensor_train import tt_contract, tt_svd, unfoldings
+from .tensor_quantizers import TTQuantizer, TuckerQuantizer
+from .tensor_train import (
+    tt_contract,
+    tt_matrix_contract,
+    tt_matrix_svd,
+    tt_orthogonalize,
+    tt_ranks,
+    tt_round,
+    tt_svd,
+    unfoldings,
+)
 from .training import train_qat_low_rank
+from .tt_product import tt_product
+from .tucker import tucker, tucker_contract
 
 __version__ = "0.1.0"
 
@@ -112,14 +133,19 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "QATLowRankLinear",
+    "QATTTLinear",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",
     "QuantizedResidualLinear",
+    "QuantizedTTLinear",
     "QuantizedTensor",
     "SVDCompressedLinear",
     "SVDConv2d",
+    "TTLinear",
+    "TTQuantizer",
     "TruncatedSVDLinear",
+    "TuckerQuantizer",
     "UniformQuantizer",
     "activation_aware_svd",
     "adapter_names",
@@ -130,7 +156,9 @@ __all__ = [
     "analyze_cumulative_error",
     "analyze_forward_error",
     "analyze_svd_approximation_error",
+    "analyze_tn_quantization_impact",
     "approximate_svd_large",
+    "balance_cores",
     "balance_factors",
     "balanced_factors",
     "break_even_rank",
@@ -139,6 +167,7 @@ __all__ = [
     "compare_factorized_vs_standard",
     "compression_error_tradeoff",
     "convert_model_to_lora",
+    "core_noise_bound",
     "cumulative_energy",
     "delete_adapter",
     "dequantize",
@@ -163,18 +192,29 @@ __all__ = [
     "quantize_symmetric",
     "rank_for_energy",
     "rank_for_error",
+    "regauge",
     "replace_linears",
+    "rotate_cores",
     "rotate_factors",
     "save_adapter",
     "save_weights",
     "set_adapter",
     "singular_values",
     "stable_rank",
+    "stored_bytes",
     "train_qat_low_rank",
     "truncated_svd",
     "truncation_errors",
     "tt_contract",
+    "tt_matrix_contract",
+    "tt_matrix_svd",
+    "tt_orthogonalize",
+    "tt_product",
+    "tt_ranks",
+    "tt_round",
     "tt_svd",
+    "tucker",
+    "tucker_contract",
     "unfoldings",
     "unmerge_adapters",
     "unpack_bits",

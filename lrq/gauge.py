@@ -1,16 +1,20 @@
 """La jauge : U R et V R⁻ᵀ donnent le même produit que U et V, mais ne se quantifient pas aussi bien.
 
 Le bruit d'arrondi de U traverse V, et réciproquement : ‖δU Vᵀ‖ et ‖U δVᵀ‖. Il est le plus petit quand ‖U‖ ‖V‖ l'est, et
-que l'énergie se répartit également entre les colonnes.
+que l'énergie se répartit également entre les colonnes. Un train de tenseurs a la même liberté à chacun de ses liens.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .svd import share_singular_values, working_dtype
-from .validation import check_integer, check_matrix
+from .tensor_train import check_cores, tt_orthogonalize
+from .validation import check_choice, check_integer, check_matrix
+
+GAUGES = ("orthogonal", "balanced", "rotated")
 
 
 def balance_factors(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,3 +84,106 @@ def check_factors(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     if U.shape[1] > min(len(U), len(V)):
         raise ValueError(f"U : reçu le rang {U.shape[1]}, attendu au plus {min(len(U), len(V))}, la hauteur de U et V.")
     return U, V
+
+
+# --- à chaque lien d'un train de tenseurs -----------------------------------------------------------------------------
+
+
+def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
+    """Les cœurs équilibrés du même tenseur : à chaque lien, les valeurs singulières S partagées, √S de chaque côté.
+
+    Parameters
+    ----------
+    cores : list de d Tensor, (r_{k−1}, n_k, r_k), ou (r_{k−1}, in_k, out_k, r_k)
+
+    Returns
+    -------
+    list de d Tensor
+        Les directions que le tenseur n'utilise pas sont ôtées : un rang trop grand diminue.
+    """
+    cores = check_cores(cores)
+    chain = [core.to(working_dtype(core)) for core in tt_orthogonalize(cores, 0)]
+    before = torch.ones(1, dtype=chain[0].dtype, device=chain[0].device)  # √S du lien précédent
+    for k in range(len(chain) - 1):
+        U, S, Vh = torch.linalg.svd(chain[k].flatten(0, -2), full_matrices=False)  # (r_{k−1} n_k, r_k)
+        rank = max(1, int((S / S[0] > max(len(U), len(Vh)) * torch.finfo(S.dtype).eps).sum()))  # NaN si tout est nul
+        U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
+        chain[k + 1] = torch.tensordot(S[:, None] * Vh, chain[k + 1], 1)
+        root = torch.where(S > 0, S.sqrt(), 1)
+        chain[k] = scaled(1 / before, U.reshape(*chain[k].shape[:-1], -1), root)
+        before = root
+    chain[-1] = scaled(1 / before, chain[-1], torch.ones_like(before[:1]))
+    return [core.to(cores[0].dtype) for core in chain]
+
+
+def scaled(left: Tensor, core: Tensor, right: Tensor) -> Tensor:
+    """diag(left) G diag(right), d'un cœur (r, …, s)."""
+    return left.view(-1, *[1] * (core.ndim - 1)) * core * right
+
+
+def rotate_cores(cores: Iterable[Tensor]) -> list[Tensor]:
+    """Le même tenseur, chaque lien tourné par la rotation des cosinus, qui mélange ses r_k directions.
+
+    Parameters
+    ----------
+    cores : list de d Tensor, (r_{k−1}, n_k, r_k), ou (r_{k−1}, in_k, out_k, r_k)
+
+    Returns
+    -------
+    list de d Tensor, mêmes formes
+    """
+    cores = check_cores(cores)
+    chain = [core.detach().to(working_dtype(core)) for core in cores]
+    for k in range(len(chain) - 1):
+        R = cosine_rotation(chain[k].shape[-1]).to(chain[k])
+        chain[k], chain[k + 1] = chain[k] @ R, torch.tensordot(R.T, chain[k + 1], 1)
+    return [core.to(cores[0].dtype) for core in chain]
+
+
+def regauge(cores: Iterable[Tensor], gauge: str) -> list[Tensor]:
+    """Le même tenseur dans une jauge nommée.
+
+    Parameters
+    ----------
+    cores : list de d Tensor, (r_{k−1}, n_k, r_k), ou (r_{k−1}, in_k, out_k, r_k)
+    gauge : "orthogonal", "balanced" ou "rotated"
+        Orthonormés à gauche, sauf le dernier (:func:`~lrq.tt_orthogonalize`) ; équilibrés (:func:`balance_cores`) ;
+        équilibrés puis tournés (:func:`rotate_cores`).
+
+    Returns
+    -------
+    list de d Tensor
+    """
+    cores = check_cores(cores)
+    check_choice(gauge, "gauge", GAUGES)
+    if gauge == "orthogonal":
+        return tt_orthogonalize(cores, len(cores) - 1)
+    balanced = balance_cores(cores)
+    return rotate_cores(balanced) if gauge == "rotated" else balanced
+
+
+def core_noise_bound(cores: Iterable[Tensor], noisy: Iterable[Tensor]) -> float:
+    """Une borne de ‖T̂ − T‖, tirée des seuls écarts de cœur à cœur : Π (a_k + e_k) − Π a_k.
+
+    Pour k < d, a_k = ‖G_k‖₂ et e_k = ‖Ĝ_k − G_k‖₂, cœurs lus (r_{k−1} n_k, r_k) ; pour le dernier, les normes de
+    Frobenius. Des cœurs orthonormés à gauche ont tous a_k = 1 : aucun n'amplifie l'écart d'un autre.
+
+    Parameters
+    ----------
+    cores, noisy : deux listes de d cœurs, de mêmes formes
+
+    Returns
+    -------
+    float
+    """
+    cores, noisy = check_cores(cores), check_cores(noisy, "noisy")
+    if [G.shape for G in cores] != [G.shape for G in noisy]:
+        raise ValueError(f"noisy : reçu {[tuple(G.shape) for G in noisy]}, attendu {[tuple(G.shape) for G in cores]}.")
+    exact = total = 1.0
+    for k, (G, H) in enumerate(zip(cores, noisy, strict=True), 1):
+        a, e = (
+            float(torch.linalg.matrix_norm(M.double().flatten(0, -2), 2 if k < len(cores) else "fro"))
+            for M in (G, H.to(G.dtype) - G)
+        )
+        exact, total = exact * a, total * (a + e)
+    return total - exact

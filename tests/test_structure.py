@@ -24,7 +24,10 @@ LEVELS = {
     "gauge": 3,
     "integer": 3,
     "tensor_train": 3,
+    "tt_product": 3,
+    "tucker": 3,
     "quantizers": 4,
+    "tensor_quantizers": 4,
     "layers": 5,
     "errors": 6,
     "storage": 6,
@@ -127,6 +130,7 @@ def test_import_lrq_is_light():
         "pandas",
         "peft",
         "accelerate",
+        "tensorly",
     )
     code = f"import sys, lrq; print(*[name for name in {heavy!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -273,6 +277,24 @@ COURSE = {
         "test_inputs": REQUIRED,
     },
     "combined_error_analysis": {"W": REQUIRED, "rank": REQUIRED, "n_bits": REQUIRED},
+    "TTLinear": {"input_dims": REQUIRED, "output_dims": REQUIRED, "rank": REQUIRED},
+    "TTLinear.from_linear": {
+        "linear_layer": REQUIRED,
+        "input_dims": REQUIRED,
+        "output_dims": REQUIRED,
+        "rank": None,
+    },
+    "QATTTLinear": {"input_dims": REQUIRED, "output_dims": REQUIRED, "tt_ranks": REQUIRED, "n_bits": 8},
+    "TTQuantizer": {"n_bits": 8, "symmetric": True},
+    "TTQuantizer.quantize_tt_cores": {"self": REQUIRED, "cores": REQUIRED},
+    "TTQuantizer.dequantize_tt_cores": {
+        "self": REQUIRED,
+        "quantized_cores": REQUIRED,
+        "scales": REQUIRED,
+        "zero_points": REQUIRED,
+    },
+    "TuckerQuantizer.quantize_tucker": {"self": REQUIRED, "core": REQUIRED, "factors": REQUIRED, "n_bits": 8},
+    "analyze_tn_quantization_impact": {"original_tn": REQUIRED, "quantized_tn": REQUIRED},
     "compression_error_tradeoff": {"W": REQUIRED, "rank_range": None, "n_bits_range": [4, 6, 8]},
 }
 
@@ -298,12 +320,15 @@ COMPRESSED = [
     "FactorizedLinear",
     "MultiStageFactorizedLinear",
     "QATLowRankLinear",
+    "QATTTLinear",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",
     "QuantizedResidualLinear",
+    "QuantizedTTLinear",
     "SVDCompressedLinear",
     "SVDConv2d",
+    "TTLinear",
     "TruncatedSVDLinear",
 ]
 

@@ -1,5 +1,12 @@
-"""Comprimer un réseau entier : section 11.4."""
+"""Comprimer un réseau entier : sections 11.4 et 9.6."""
 
 from .combined import CombinedCompressionPipeline, LayerReport, analyze_combined_compression
+from .impact import analyze_tn_quantization_impact, stored_bytes
 
-__all__ = ["CombinedCompressionPipeline", "LayerReport", "analyze_combined_compression"]
+__all__ = [
+    "CombinedCompressionPipeline",
+    "LayerReport",
+    "analyze_combined_compression",
+    "analyze_tn_quantization_impact",
+    "stored_bytes",
+]

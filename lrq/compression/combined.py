@@ -19,6 +19,7 @@ from ..layers import (
 )
 from ..quantizers import Granularity, UniformQuantizer
 from ..validation import check_bits, check_integer, check_names
+from .impact import stored_bytes
 
 Compress = Callable[[nn.Linear, int, Calibration | None], CompressedLinear]
 
@@ -271,8 +272,3 @@ def analyze_combined_compression(
         print(f"original : {before} octets, dont {before - stored_bytes(linears)} hors des couches linéaires")
         print(f"comprimé : {after} octets, {before / after:.2f} fois moins")
     return before / after
-
-
-def stored_bytes(model: nn.Module) -> int:
-    """Octets des paramètres et des tampons, chacun compté une fois."""
-    return sum(t.nbytes for t in [*model.parameters(), *model.buffers()])

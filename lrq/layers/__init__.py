@@ -1,4 +1,4 @@
-"""Une couche par idée : sections 11.0 à 11.4."""
+"""Une couche par idée : sections 11.0 à 11.4, et 9.6."""
 
 from .base import CompressedLayer, CompressedLinear, LowRankLinear
 from .conv import SVDConv2d
@@ -9,9 +9,11 @@ from .packed import PackedTensor
 from .qat import QATLowRankLinear
 from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
+from .quantized_tt import QATTTLinear, QuantizedTTLinear
 from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
+from .tt import TTLinear
 
 __all__ = [
     "CompactSVDLinear",
@@ -26,13 +28,16 @@ __all__ = [
     "MultiStageFactorizedLinear",
     "PackedTensor",
     "QATLowRankLinear",
+    "QATTTLinear",
     "QuantizedFactors",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",
     "QuantizedResidualLinear",
+    "QuantizedTTLinear",
     "SVDCompressedLinear",
     "SVDConv2d",
+    "TTLinear",
     "TruncatedSVDLinear",
     "compare_factorized_vs_standard",
     "inside",

@@ -1,6 +1,6 @@
 """Les questions auxquelles répond toute couche comprimée, et ce que partagent celles de rang r."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -180,6 +180,6 @@ class LowRankLinear(CompressedLinear):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}, bias={self.bias is not None}"
 
 
-def copy_bias(layer: nn.Linear | nn.Conv2d) -> nn.Parameter | None:
-    """Copie du biais, jamais un alias de la couche d'origine ; None s'il n'y en a pas."""
+def copy_bias(layer: Any) -> nn.Parameter | None:
+    """Copie du biais d'une couche, jamais un alias ; None s'il n'y en a pas."""
     return None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())

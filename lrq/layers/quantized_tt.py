@@ -1,0 +1,271 @@
+"""Section 9.6 : une couche en train de tenseurs dont les cœurs sont gardés en codes serrés, et l'apprendre ainsi."""
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..gauge import regauge
+from ..quantizers import Granularity, UniformQuantizer
+from ..tensor_train import check_cores, tt_matrix_svd
+from ..validation import check_linear
+from .base import copy_bias
+from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
+from .packed import PackedTensor
+from .tt import TTLinear, TTMatrixLinear
+
+
+class QuantizedTTLinear(TTMatrixLinear):
+    """Couche linéaire en train de tenseurs, dont chaque cœur est gardé sur `n_bits` bits.
+
+    Parameters
+    ----------
+    input_dims, output_dims : d entiers chacun, d ≥ 2
+    rank : int, ou un par lien
+        Ramené à ce que permettent les dimensions.
+    n_bits : int, entre 1 et 8
+    bias : bool
+    granularity : PerTensor, PerChannel ou PerGroup, optionnel
+        Qui partage une échelle ; par défaut, tout un cœur. ``PerChannel(-1)`` : une par direction du lien suivant.
+    clipping : "min_max", "percentile" ou "mse"
+        Voir :class:`~lrq.UniformQuantizer`.
+
+    Attributes
+    ----------
+    cores : ModuleList de d PackedTensor
+    bias : Parameter, (out,), ou None
+    """
+
+    def __init__(
+        self,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        rank: int | Sequence[int],
+        n_bits: int = 8,
+        bias: bool = False,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.set_shapes(input_dims, output_dims, rank)
+        self.quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        self.cores = nn.ModuleList(PackedTensor(self.quantizer, G, device, dtype) for G in self.core_shapes())
+        self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=dtype)) if bias else None
+
+    def chain(self) -> list[Tensor]:
+        return [core.dequantize() for core in self.cores]  # type: ignore[operator]
+
+    def compression_ratio(self) -> float:
+        """Octets de W en float32 divisés par ceux des cœurs tels qu'ils sont rangés, échelles comprises."""
+        return 4 * self.dense_parameters() / sum(core.nbytes() for core in self.cores)  # type: ignore[operator]
+
+    @classmethod
+    def from_cores(
+        cls,
+        cores: Iterable[Tensor],
+        n_bits: int = 8,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        gauge: str | None = "rotated",
+    ) -> Self:
+        """Quantifie des cœurs, après les avoir mis dans une jauge où l'arrondi coûte peu ; sans biais.
+
+        Parameters
+        ----------
+        cores : list de d Tensor, (r_{k−1}, in_k, out_k, r_k), d ≥ 2
+        n_bits : int, entre 1 et 8
+        granularity, clipping : optionnels
+        gauge : "orthogonal", "balanced", "rotated", ou None
+            Voir :func:`~lrq.regauge` ; None les laisse tels quels.
+
+        Returns
+        -------
+        QuantizedTTLinear
+        """
+        cores = check_cores(cores, order=4)
+        cores = cores if gauge is None else regauge(cores, gauge)
+        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        return cls.hold([PackedTensor.from_tensor(core, quantizer) for core in cores])
+
+    @classmethod
+    def hold(cls, packed: Sequence[PackedTensor]) -> Self:
+        """La couche sans biais qui garde ces cœurs, déjà quantifiés."""
+        inputs, outputs = ([core.shape[axis] for core in packed] for axis in (1, 2))
+        layer = cls(inputs, outputs, [core.shape[3] for core in packed[:-1]], device="meta")
+        layer.quantizer, layer.cores = packed[0].quantizer, nn.ModuleList(packed)
+        return layer
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear_layer: nn.Linear,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        rank: int | Sequence[int],
+        n_bits: int = 8,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        gauge: str | None = "rotated",
+    ) -> Self:
+        """TT-SVD des poids d'une couche, puis quantification des cœurs, biais recopié.
+
+        Parameters
+        ----------
+        linear_layer : nn.Linear
+        input_dims, output_dims : d entiers chacun, de produits in et out
+        rank : int, ou un par lien
+        n_bits : int, entre 1 et 8
+        granularity, clipping, gauge : optionnels
+            Comme pour :meth:`from_cores`.
+
+        Returns
+        -------
+        QuantizedTTLinear
+        """
+        cores = tt_matrix_svd(check_linear(linear_layer).weight, input_dims, output_dims, rank)
+        layer = cls.from_cores(cores, n_bits, granularity, clipping, gauge)
+        layer.bias = copy_bias(linear_layer)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n_bits={self.quantizer.n_bits}"
+
+
+class QATTTLinear(TTLinear):
+    """Couche linéaire en train de tenseurs dont les cœurs passent par une fausse quantification avant de servir.
+
+    :meth:`to_quantized` rend la couche aux codes serrés qui calcule la même chose.
+
+    Parameters
+    ----------
+    input_dims, output_dims : d entiers chacun, d ≥ 2
+        De produits in et out.
+    tt_ranks : int, ou un par lien
+        Ramené à ce que permettent les dimensions.
+    n_bits : int, entre 1 et 8 (2 à 8 avec `learned_step`)
+    bias : bool
+    per_channel : bool
+        Une échelle par direction du lien suivant ; sinon, une par cœur.
+    learned_step : bool
+        Apprendre aussi les échelles (:class:`~lrq.LearnedStepQuantize`) ; sinon, elles suivent les cœurs.
+
+    Attributes
+    ----------
+    cores : ParameterList de d cœurs (r_{k−1}, in_k, out_k, r_k)
+    fake_quants : ModuleList de d FakeQuantizeModule
+    """
+
+    def __init__(
+        self,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        tt_ranks: int | Sequence[int],
+        n_bits: int = 8,
+        bias: bool = False,
+        per_channel: bool = False,
+        learned_step: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(input_dims, output_dims, tt_ranks, bias, device=device, dtype=dtype)
+        self.observe(n_bits, per_channel, learned_step)
+
+    def observe(self, n_bits: int, per_channel: bool, learned_step: bool) -> None:
+        """Une fausse quantification par cœur ; celles dont le pas s'apprend partent des cœurs présents."""
+        self.n_bits = n_bits
+        self.fake_quants = nn.ModuleList(
+            LearnedStepQuantize(core, n_bits, per_channel, -1)
+            if learned_step
+            else FakeQuantizeModule(n_bits, per_channel=per_channel, channel_dim=-1)
+            for core in self.cores
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y = x Ŵᵀ + b, par les cœurs arrondis ; jamais par une Ŵ gardée, les échelles changeant sans les cœurs."""
+        return TTMatrixLinear.forward(self, x)
+
+    def chain(self) -> list[Tensor]:
+        """Les cœurs arrondis à leur grille, dérivables."""
+        return [fake(core) for fake, core in zip(self.fake_quants, super().chain(), strict=True)]
+
+    @classmethod
+    def from_linear(  # type: ignore[override]
+        cls,
+        linear_layer: nn.Linear,
+        input_dims: Sequence[int],
+        output_dims: Sequence[int],
+        tt_ranks: int | Sequence[int],
+        n_bits: int = 8,
+        per_channel: bool = False,
+        learned_step: bool = False,
+        gauge: str | None = "rotated",
+    ) -> Self:
+        """Part de la TT-SVD des poids, biais recopié.
+
+        Parameters
+        ----------
+        linear_layer : nn.Linear
+        input_dims, output_dims : d entiers chacun, de produits in et out
+        tt_ranks : int, ou un par lien
+        n_bits : int, entre 1 et 8
+        per_channel, learned_step : bool
+        gauge : "orthogonal", "balanced", "rotated", ou None
+            La jauge de départ (:func:`~lrq.regauge`).
+
+        Returns
+        -------
+        QATTTLinear
+        """
+        start = TTLinear.from_linear(linear_layer, input_dims, output_dims, tt_ranks)
+        return cls.from_tt(start, n_bits, per_channel, learned_step, gauge)
+
+    @classmethod
+    def from_tt(
+        cls,
+        layer: TTLinear,
+        n_bits: int = 8,
+        per_channel: bool = False,
+        learned_step: bool = False,
+        gauge: str | None = "rotated",
+    ) -> Self:
+        """Part d'une couche en train de tenseurs, dont elle recopie les cœurs et le biais.
+
+        Parameters
+        ----------
+        layer : TTLinear
+        n_bits, per_channel, learned_step, gauge
+            Comme pour :meth:`from_linear`.
+
+        Returns
+        -------
+        QATTTLinear
+        """
+        if not isinstance(layer, TTLinear):
+            raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")
+        cores = list(layer.cores) if gauge is None else regauge(layer.cores, gauge)
+        qat = cls.from_cores(cores)
+        qat.bias = copy_bias(layer)
+        qat.observe(n_bits, per_channel, learned_step)
+        return qat
+
+    @torch.no_grad()
+    def to_quantized(self) -> QuantizedTTLinear:
+        """La même fonction, gardée en codes serrés.
+
+        Returns
+        -------
+        QuantizedTTLinear
+        """
+        packed = []
+        for core, fake in zip(self.cores, self.fake_quants, strict=True):
+            scale = fake.scale.abs() if isinstance(fake, LearnedStepQuantize) else None
+            packed.append(PackedTensor.from_tensor(core, fake.quantizer, scale))  # type: ignore[arg-type]
+        layer = QuantizedTTLinear.hold(packed)
+        layer.bias = copy_bias(self)
+        return layer
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n_bits={self.n_bits}"
