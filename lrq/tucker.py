@@ -1,5 +1,6 @@
 """La décomposition de Tucker : un petit noyau, et une matrice de facteurs orthonormés par indice du tenseur."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple
     ----------
     T : Tensor, (n₁, …, n_d), d ≥ 2
     rank : int, ou un par indice
-        Ramené à n_k.
+        Ramené à ce que permettent les dimensions : r_k ≤ n_k, et r_k ≤ Π des autres rangs.
     iterations : int, au moins 0
         Au plus autant de passages de HOOI, qui n'augmentent jamais l'erreur ; 0 rend la HOSVD, une SVD tronquée par
         dépliement.
@@ -41,6 +42,8 @@ def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple
     """
     T = check_tensor_order(T)
     ranks = [min(r, n) for r, n in zip(bond_ranks(rank, T.ndim), T.shape, strict=True)]
+    for k, r in enumerate(ranks):  # un dépliement du noyau, (r_k, Π des autres), n'a pas plus de rang que de colonnes
+        ranks[k] = min(r, math.prod(ranks) // r)
     iterations = check_integer(iterations, "iterations", minimum=0)
     try:
         import tensorly
