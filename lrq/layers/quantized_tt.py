@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..gauge import regauge
 from ..quantizers import Granularity, UniformQuantizer
 from ..tensor_train import check_cores, tt_matrix_svd
-from ..validation import check_linear
+from ..validation import check_bits, check_linear
 from .base import copy_bias
 from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .packed import PackedTensor
@@ -24,7 +24,8 @@ class QuantizedTTLinear(TTMatrixLinear):
     input_dims, output_dims : d entiers chacun, d ≥ 2
     rank : int, ou un par lien
         Ramené à ce que permettent les dimensions.
-    n_bits : int, entre 1 et 8
+    n_bits : int, entre 1 et 8, ou un par cœur
+        Les cœurs des bouts sont petits : quelques bits de plus n'y coûtent presque rien.
     bias : bool
     granularity : PerTensor, PerChannel ou PerGroup, optionnel
         Qui partage une échelle ; par défaut, tout un cœur. ``PerChannel(-1)`` : une par direction du lien suivant.
@@ -42,7 +43,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         input_dims: Sequence[int],
         output_dims: Sequence[int],
         rank: int | Sequence[int],
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         bias: bool = False,
         granularity: Granularity | None = None,
         clipping: str = "min_max",
@@ -51,9 +52,17 @@ class QuantizedTTLinear(TTMatrixLinear):
     ):
         super().__init__()
         self.set_shapes(input_dims, output_dims, rank)
-        self.quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
-        self.cores = nn.ModuleList(PackedTensor(self.quantizer, G, device, dtype) for G in self.core_shapes())
+        quantizers = core_quantizers(n_bits, len(self.input_dims), granularity, clipping)
+        self.cores = nn.ModuleList(
+            PackedTensor(quantizer, shape, device, dtype)
+            for quantizer, shape in zip(quantizers, self.core_shapes(), strict=True)
+        )
         self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=dtype)) if bias else None
+
+    @property
+    def n_bits(self) -> list[int]:
+        """Les bits de chaque cœur."""
+        return [core.quantizer.n_bits for core in self.cores]  # type: ignore[union-attr]
 
     def chain(self) -> list[Tensor]:
         return [core.dequantize() for core in self.cores]  # type: ignore[operator]
@@ -66,7 +75,7 @@ class QuantizedTTLinear(TTMatrixLinear):
     def from_cores(
         cls,
         cores: Iterable[Tensor],
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         granularity: Granularity | None = None,
         clipping: str = "min_max",
         gauge: str | None = "rotated",
@@ -76,7 +85,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         Parameters
         ----------
         cores : list de d Tensor, (r_{k−1}, in_k, out_k, r_k), d ≥ 2
-        n_bits : int, entre 1 et 8
+        n_bits : int, entre 1 et 8, ou un par cœur
         granularity, clipping : optionnels
         gauge : "orthogonal", "balanced", "rotated", ou None
             Voir :func:`~lrq.regauge` ; None les laisse tels quels.
@@ -87,15 +96,15 @@ class QuantizedTTLinear(TTMatrixLinear):
         """
         cores = check_cores(cores, order=4)
         cores = cores if gauge is None else regauge(cores, gauge)
-        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
-        return cls.hold([PackedTensor.from_tensor(core, quantizer) for core in cores])
+        quantizers = core_quantizers(n_bits, len(cores), granularity, clipping)
+        return cls.hold([PackedTensor.from_tensor(core, q) for core, q in zip(cores, quantizers, strict=True)])
 
     @classmethod
     def hold(cls, packed: Sequence[PackedTensor]) -> Self:
         """La couche sans biais qui garde ces cœurs, déjà quantifiés."""
         inputs, outputs = ([core.shape[axis] for core in packed] for axis in (1, 2))
         layer = cls(inputs, outputs, [core.shape[3] for core in packed[:-1]], device="meta")
-        layer.quantizer, layer.cores = packed[0].quantizer, nn.ModuleList(packed)
+        layer.cores = nn.ModuleList(packed)
         return layer
 
     @classmethod
@@ -105,7 +114,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         input_dims: Sequence[int],
         output_dims: Sequence[int],
         rank: int | Sequence[int],
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         granularity: Granularity | None = None,
         clipping: str = "min_max",
         gauge: str | None = "rotated",
@@ -117,7 +126,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         linear_layer : nn.Linear
         input_dims, output_dims : d entiers chacun, de produits in et out
         rank : int, ou un par lien
-        n_bits : int, entre 1 et 8
+        n_bits : int, entre 1 et 8, ou un par cœur
         granularity, clipping, gauge : optionnels
             Comme pour :meth:`from_cores`.
 
@@ -131,7 +140,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         return layer
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, n_bits={self.quantizer.n_bits}"
+        return f"{super().extra_repr()}, n_bits={self.n_bits}"
 
 
 class QATTTLinear(TTLinear):
@@ -145,7 +154,7 @@ class QATTTLinear(TTLinear):
         De produits in et out.
     tt_ranks : int, ou un par lien
         Ramené à ce que permettent les dimensions.
-    n_bits : int, entre 1 et 8 (2 à 8 avec `learned_step`)
+    n_bits : int, entre 1 et 8 (2 à 8 avec `learned_step`), ou un par cœur
     bias : bool
     per_channel : bool
         Une échelle par direction du lien suivant ; sinon, une par cœur.
@@ -163,7 +172,7 @@ class QATTTLinear(TTLinear):
         input_dims: Sequence[int],
         output_dims: Sequence[int],
         tt_ranks: int | Sequence[int],
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         bias: bool = False,
         per_channel: bool = False,
         learned_step: bool = False,
@@ -173,14 +182,14 @@ class QATTTLinear(TTLinear):
         super().__init__(input_dims, output_dims, tt_ranks, bias, device=device, dtype=dtype)
         self.observe(n_bits, per_channel, learned_step)
 
-    def observe(self, n_bits: int, per_channel: bool, learned_step: bool) -> None:
+    def observe(self, n_bits: int | Sequence[int], per_channel: bool, learned_step: bool) -> None:
         """Une fausse quantification par cœur ; celles dont le pas s'apprend partent des cœurs présents."""
-        self.n_bits = n_bits
+        self.n_bits = per_core(n_bits, len(self.cores))
         self.fake_quants = nn.ModuleList(
-            LearnedStepQuantize(core, n_bits, per_channel, -1)
+            LearnedStepQuantize(core, bits, per_channel, -1)
             if learned_step
-            else FakeQuantizeModule(n_bits, per_channel=per_channel, channel_dim=-1)
-            for core in self.cores
+            else FakeQuantizeModule(bits, per_channel=per_channel, channel_dim=-1)
+            for core, bits in zip(self.cores, self.n_bits, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,7 +207,7 @@ class QATTTLinear(TTLinear):
         input_dims: Sequence[int],
         output_dims: Sequence[int],
         tt_ranks: int | Sequence[int],
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         per_channel: bool = False,
         learned_step: bool = False,
         gauge: str | None = "rotated",
@@ -210,7 +219,7 @@ class QATTTLinear(TTLinear):
         linear_layer : nn.Linear
         input_dims, output_dims : d entiers chacun, de produits in et out
         tt_ranks : int, ou un par lien
-        n_bits : int, entre 1 et 8
+        n_bits : int, entre 1 et 8, ou un par cœur
         per_channel, learned_step : bool
         gauge : "orthogonal", "balanced", "rotated", ou None
             La jauge de départ (:func:`~lrq.regauge`).
@@ -226,7 +235,7 @@ class QATTTLinear(TTLinear):
     def from_tt(
         cls,
         layer: TTLinear,
-        n_bits: int = 8,
+        n_bits: int | Sequence[int] = 8,
         per_channel: bool = False,
         learned_step: bool = False,
         gauge: str | None = "rotated",
@@ -269,3 +278,19 @@ class QATTTLinear(TTLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_bits={self.n_bits}"
+
+
+def core_quantizers(
+    n_bits: int | Sequence[int], cores: int, granularity: Granularity | None, clipping: str
+) -> list[UniformQuantizer]:
+    """Un quantificateur par cœur."""
+    return [UniformQuantizer(bits, granularity=granularity, clipping=clipping) for bits in per_core(n_bits, cores)]
+
+
+def per_core(n_bits: int | Sequence[int], cores: int) -> list[int]:
+    """Les bits de chaque cœur, d'un entier ou d'une liste d'autant d'entiers que de cœurs."""
+    if not isinstance(n_bits, Sequence) or isinstance(n_bits, str):
+        return [check_bits(n_bits)] * cores
+    if len(n_bits) != cores:
+        raise ValueError(f"n_bits : reçu {n_bits!r}, attendu un entier, ou {cores}, un par cœur.")
+    return [check_bits(bits, f"n_bits[{k}]") for k, bits in enumerate(n_bits)]
