@@ -62,7 +62,7 @@ class QuantizedTTLinear(TTMatrixLinear):
     @property
     def n_bits(self) -> list[int]:
         """Les bits de chaque cœur."""
-        return [core.quantizer.n_bits for core in self.cores]  # type: ignore[union-attr]
+        return [core.quantizer.n_bits for core in self.cores]  # type: ignore[union-attr, misc]
 
     def chain(self) -> list[Tensor]:
         return [core.dequantize() for core in self.cores]  # type: ignore[operator]
