@@ -108,6 +108,8 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         U, S, Vh = torch.linalg.svd(chain[k].flatten(0, -2), full_matrices=False)  # (r_{k−1} n_k, r_k)
         rank = max(1, int((S / S[0] > max(len(U), len(Vh)) * torch.finfo(S.dtype).eps).sum()))  # NaN si tout est nul
         U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
+        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()  # sinon, LAPACK choisit, et la rotation s'en ressent
+        U, Vh = U * sign, Vh * sign.T
         chain[k + 1] = torch.tensordot(S[:, None] * Vh, chain[k + 1], 1)
         root = torch.where(S > 0, S.sqrt(), 1)
         chain[k] = scaled(1 / before, U.reshape(*chain[k].shape[:-1], -1), root)
