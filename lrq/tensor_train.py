@@ -157,7 +157,7 @@ def tt_round(
     """
     cores = check_cores(cores)
     ranks, share = check_truncation(rank, error, len(cores))
-    chain = [core.to(working_dtype(core)) for core in tt_orthogonalize(cores, 0)]
+    chain = tt_orthogonalize([core.to(working_dtype(core)) for core in cores], 0)
     tail = share * float(chain[0].double().norm())  # le premier porte la norme de tout le tenseur
     for k, kept in enumerate(ranks):
         U, rest = cut_bond(chain[k].flatten(0, -2), kept, tail)  # (r_{k−1} n_k, r_k)
@@ -314,7 +314,9 @@ def check_dims(
 def clamped_ranks(
     input_dims: Sequence[int], output_dims: Sequence[int], rank: int | Sequence[int], name: str = "rank"
 ) -> list[int]:
-    """Un rang par lien, ramené à ce que permettent les dimensions de part et d'autre."""
+    """Un rang par lien, ramené à ce que permettent le lien précédent et les dimensions."""
     sizes = [i * o for i, o in zip(input_dims, output_dims, strict=True)]
-    asked = bond_ranks(rank, len(sizes) - 1, name)
-    return [min(r, math.prod(sizes[:k]), math.prod(sizes[k:])) for k, r in enumerate(asked, 1)]
+    ranks = [1]
+    for k, r in enumerate(bond_ranks(rank, len(sizes) - 1, name), 1):
+        ranks.append(min(r, ranks[-1] * sizes[k - 1], math.prod(sizes[k:])))  # les mêmes que ceux de TT-SVD
+    return ranks[1:]

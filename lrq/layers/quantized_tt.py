@@ -27,7 +27,7 @@ class QuantizedTTLinear(TTMatrixLinear):
     n_bits : int, entre 1 et 8, ou un par cœur
         Les cœurs des bouts sont petits : quelques bits de plus n'y coûtent presque rien.
     bias : bool
-    granularity : PerTensor, PerChannel ou PerGroup, optionnel
+    granularity : PerTensor ou PerChannel, optionnel
         Qui partage une échelle ; par défaut, tout un cœur. ``PerChannel(-1)`` : une par direction du lien suivant.
     clipping : "min_max", "percentile" ou "mse"
         Voir :class:`~lrq.UniformQuantizer`.
@@ -103,7 +103,8 @@ class QuantizedTTLinear(TTMatrixLinear):
     def hold(cls, packed: Sequence[PackedTensor]) -> Self:
         """La couche sans biais qui garde ces cœurs, déjà quantifiés."""
         inputs, outputs = ([core.shape[axis] for core in packed] for axis in (1, 2))
-        layer = cls(inputs, outputs, [core.shape[3] for core in packed[:-1]], device="meta")
+        layer = cls(inputs, outputs, 1, device="meta")
+        layer.ranks = [core.shape[3] for core in packed[:-1]]  # même plus grands qu'il ne faut
         layer.cores = nn.ModuleList(packed)
         return layer
 
