@@ -102,7 +102,7 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         Les directions que le tenseur n'utilise pas sont ôtées : un rang trop grand diminue.
     """
     cores = check_cores(cores)
-    chain = [core.to(working_dtype(core)) for core in tt_orthogonalize(cores, 0)]
+    chain = tt_orthogonalize([core.to(working_dtype(core)) for core in cores], 0)
     before = torch.ones(1, dtype=chain[0].dtype, device=chain[0].device)  # √S du lien précédent
     for k in range(len(chain) - 1):
         U, S, Vh = torch.linalg.svd(chain[k].flatten(0, -2), full_matrices=False)  # (r_{k−1} n_k, r_k)
@@ -182,10 +182,8 @@ def core_noise_bound(cores: Iterable[Tensor], noisy: Iterable[Tensor]) -> float:
     if [G.shape for G in cores] != [G.shape for G in noisy]:
         raise ValueError(f"noisy : reçu {[tuple(G.shape) for G in noisy]}, attendu {[tuple(G.shape) for G in cores]}.")
     exact = total = 1.0
-    for k, (G, H) in enumerate(zip(cores, noisy, strict=True), 1):
-        a, e = (
-            float(torch.linalg.matrix_norm(M.double().flatten(0, -2), 2 if k < len(cores) else "fro"))
-            for M in (G, H.to(G.dtype) - G)
-        )
+    for k, pair in enumerate(zip(cores, noisy, strict=True), 1):
+        G, H = (core.detach().double().flatten(0, -2) for core in pair)
+        a, e = (float(torch.linalg.matrix_norm(M, 2 if k < len(cores) else "fro")) for M in (G, H - G))
         exact, total = exact * a, total * (a + e)
     return total - exact

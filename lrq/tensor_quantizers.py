@@ -9,10 +9,7 @@ from .quantizers import Granularity, QuantizedTensor, UniformQuantizer
 from .tensor_train import check_cores
 from .tucker import check_tucker
 
-TUCKER_KEYS = (
-    *("quantized_core", "quantized_factors", "core_scale", "core_zp", "factor_scales", "factor_zps"),
-    "n_bits",
-)
+TUCKER_KEYS = ["quantized_core", "quantized_factors", "core_scale", "core_zp", "factor_scales", "factor_zps", "n_bits"]
 
 
 class TTQuantizer:
@@ -22,7 +19,7 @@ class TTQuantizer:
     ----------
     n_bits : int, entre 1 et 8
     symmetric : bool
-    granularity : PerTensor, PerChannel ou PerGroup, optionnel
+    granularity : PerTensor ou PerChannel, optionnel
         Qui partage une échelle ; par défaut, tout un cœur.
     clipping : "min_max", "percentile" ou "mse"
         Voir :class:`~lrq.UniformQuantizer`.
@@ -65,7 +62,7 @@ class TTQuantizer:
         -------
         list de d Tensor
         """
-        return check_cores(dequantize_pieces(self.quantizer, quantized_cores, scales, zero_points))
+        return check_cores(dequantize_pieces(self.quantizer, quantized_cores, scales, zero_points), "quantized_cores")
 
     def compress(self, cores: Iterable[Tensor]) -> list[QuantizedTensor]:
         """Les cœurs tels qu'on les garde, codes serrés et échelles : :func:`~lrq.stored_bytes` les pèse."""

@@ -52,7 +52,8 @@ def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple
         raise ImportError("tucker demande TensorLy : pip install tensorly.") from None
     with tensorly.backend_context("numpy", local_threadsafe=True):
         array = T.to(working_dtype(T)).cpu().numpy()
-        core, factors = decompose(array, ranks, n_iter_max=iterations, tol=1e-7, random_state=0)
+        turns = iterations if array.any() else 0  # d'un tenseur nul, l'erreur relative est 0/0
+        core, factors = decompose(array, ranks, n_iter_max=turns, tol=1e-7, random_state=0)
     core, *factors = (torch.tensor(t.copy(), dtype=T.dtype, device=T.device) for t in (core, *factors))
     return core, factors
 
@@ -70,17 +71,16 @@ def tucker_contract(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
     Tensor, (n₁, …, n_d)
     """
     core, factors = check_tucker(core, factors)
-    for U in factors:
-        core = torch.tensordot(
-            core, U, ([0], [1])
-        )  # (a₁, a₂, …) × (n₁, a₁) -> (a₂, …, n₁) : au bout de d tours, l'ordre
+    for U in factors:  # l'indice qui part en tête revient en queue : au bout de d tours, l'ordre
+        core = torch.tensordot(core, U, ([0], [1]))  # (a₁, a₂, …) × (n₁, a₁) -> (a₂, …, n₁)
     return core
 
 
 def check_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Rend un noyau et ses facteurs, finis et de même dtype, un par indice et de sa taille."""
-    core = check_tensor(core, "core")
-    if isinstance(factors, Tensor | str) or not isinstance(factors, Sequence) or len(factors) != max(core.ndim, 1):
+    if check_tensor(core, "core").ndim == 0:
+        raise ValueError("core : reçu un scalaire, attendu un noyau (r₁, …, r_d).")
+    if isinstance(factors, Tensor | str) or not isinstance(factors, Sequence) or len(factors) != core.ndim:
         received = f"{len(factors)} facteurs" if isinstance(factors, list | tuple) else type(factors).__name__
         raise ValueError(f"factors : reçu {received}, attendu une liste de {core.ndim}, un par indice du noyau.")
     factors = [check_tensor(U, f"factors[{k}]") for k, U in enumerate(factors)]

@@ -35,7 +35,7 @@ def stored_tensors(stored: Any) -> list[Tensor]:
         return stored_tensors([value for value in stored.values() if not isinstance(value, int)])
     if isinstance(stored, Iterable) and not isinstance(stored, str):
         return [t for piece in stored for t in stored_tensors(piece)]
-    raise TypeError(f"reçu {type(stored).__name__}, attendu un module, un tenseur, ou une liste de tenseurs.")
+    raise TypeError(f"stored : reçu {type(stored).__name__}, attendu un module, un tenseur, ou une liste de tenseurs.")
 
 
 def analyze_tn_quantization_impact(original_tn: Any, quantized_tn: Any, verbose: bool = False) -> float:
@@ -56,11 +56,11 @@ def analyze_tn_quantization_impact(original_tn: Any, quantized_tn: Any, verbose:
     Raises
     ------
     TypeError, ValueError
-        Autre chose qu'un module ou des tenseurs ; un réseau quantifié qui ne pèse rien.
+        Autre chose qu'un module ou des tenseurs ; un réseau qui ne pèse rien.
     """
     before, after = stored_bytes(original_tn), stored_bytes(quantized_tn)
-    if after == 0:
-        raise ValueError("quantized_tn : ne contient aucun nombre, attendu un réseau quantifié.")
+    if not before or not after:
+        raise ValueError(f"{'quantized_tn' if before else 'original_tn'} : ne contient aucun nombre.")
     if verbose:
         print(f"original : {before} octets")
         print(f"quantifié : {after} octets, {before / after:.2f} fois moins")
