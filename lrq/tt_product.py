@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tensor_train import merge_cores
+from .tensor_train import check_cores, merge_cores
+from .validation import check_input
 
 # Le prix, en multiplications, d'un nombre lu ou écrit, d'un appel à PyTorch, d'une petite matrice d'un lot : mesuré
 # sur un processeur courant. À un facteur deux près, le découpage choisi ne change guère.
@@ -32,7 +33,18 @@ def tt_product(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     Returns
     -------
     Tensor, (..., out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Des cœurs qui ne s'enchaînent pas, ou qui ne sont pas finis ; `x` d'une autre largeur que le produit des in_k.
     """
+    cores = check_cores(cores, order=4)
+    return apply_cores(check_input(x, math.prod(core.shape[1] for core in cores)), cores)
+
+
+def apply_cores(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
+    """:func:`tt_product`, sans rien vérifier : à chaque appel d'une couche, relire les cœurs coûterait."""
     rest = x.shape[-1]
     done = x.shape[:-1].numel()  # le lot, puis les indices de sortie déjà rendus
     z = x

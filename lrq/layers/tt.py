@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..tensor_train import check_cores, check_dims, clamped_ranks, tt_matrix_contract, tt_matrix_svd, tt_ranks
-from ..tt_product import tt_product
+from ..tt_product import apply_cores
 from ..validation import check_input, check_linear
 from .base import CompressedLinear, copy_bias
 
@@ -42,8 +42,8 @@ class TTMatrixLinear(CompressedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Ŵᵀ + b, cœur après cœur (:func:`~lrq.tt_product.tt_product`)."""
-        y = tt_product(check_input(x, self.in_features), self.chain())
-        return y if self.bias is None else y + self.bias
+        y = apply_cores(check_input(x, self.in_features), self.chain())
+        return y if self.bias is None else y + self.bias.to(y.dtype)  # un autre, sous torch.autocast
 
     def reconstruct_weight(self) -> Tensor:
         return tt_matrix_contract(self.chain())
@@ -68,7 +68,7 @@ class TTLinear(TTMatrixLinear):
         Un biais, nul au départ ; absent par défaut.
     cache : bool
         Hors apprentissage, garder Ŵ dense d'un appel à l'autre : le temps d'une nn.Linear, et sa mémoire. Changer un
-        cœur la fait recalculer, sauf en passant par ``.data``, que PyTorch ne laisse pas voir.
+        cœur la fait recalculer, sauf sur place par ``.data`` (``core.data.mul_(2)``), que PyTorch ne laisse pas voir.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class TTLinear(TTMatrixLinear):
         super().__init__()
         self.set_shapes(input_dims, output_dims, rank)
         self.cache = cache
-        self._dense: tuple[list[tuple[int, int]], Tensor] | None = None
+        self._dense: tuple[list[tuple[int, int]], Tensor, list[Tensor]] | None = None
         # des poids de variance 2/(in + out), comme ceux de Xavier : ici, la somme de Π r_k produits de d nombres
         paths = math.prod(self.ranks)
         std = (2 / (self.in_features + self.out_features) / paths) ** (1 / (2 * len(self.input_dims)))
@@ -105,7 +105,7 @@ class TTLinear(TTMatrixLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Ŵᵀ + b, cœur après cœur, ou par Ŵ gardée dense si `cache`, hors apprentissage."""
-        if not self.cache or (torch.is_grad_enabled() and any(core.requires_grad for core in self.cores)):
+        if not self.cache or (torch.is_grad_enabled() and any(core.requires_grad for core in self.chain())):
             return super().forward(x)
         return F.linear(check_input(x, self.in_features), self.dense_weight(), self.bias)
 
@@ -115,11 +115,16 @@ class TTLinear(TTMatrixLinear):
 
     def dense_weight(self) -> Tensor:
         """Ŵ, gardée tant qu'aucun cœur ne change."""
-        key = [(core.data_ptr(), core.is_inference() or core._version) for core in self.chain()]
+        cores = self.chain()
+        try:
+            key = [(core.data_ptr(), core._version) for core in cores]
+        except RuntimeError:  # nés sous inference_mode, ils changent sans le dire
+            return self.reconstruct_weight()
         if self._dense is None or self._dense[0] != key:
             # gardée pour d'autres appels, qui peut-être dériveront, et sans autocast
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.cores[0].device.type, enabled=False):
-                self._dense = key, self.reconstruct_weight()
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(cores[0].device.type, enabled=False):
+                held = [core.detach() for core in cores]  # aucun autre cœur ne prendra leur adresse
+                self._dense = key, self.reconstruct_weight(), held
         return self._dense[1]
 
     def __getstate__(self) -> dict[str, object]:
