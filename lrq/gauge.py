@@ -115,7 +115,7 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         chain[k] = scaled(1 / before, U.reshape(*chain[k].shape[:-1], -1), root)
         before = root
     chain[-1] = scaled(1 / before, chain[-1], torch.ones_like(before[:1]))
-    return [core.to(cores[0].dtype) for core in chain]
+    return [core.to(cores[0].dtype).contiguous() for core in chain]
 
 
 def scaled(left: Tensor, core: Tensor, right: Tensor) -> Tensor:

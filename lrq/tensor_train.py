@@ -78,7 +78,7 @@ def cut_bond(matrix: Tensor, rank: int | None, tail: float) -> tuple[Tensor, Ten
     if rank is None:
         dropped = S.double().square().flip(0).cumsum(0).flip(0).sqrt()  # l'erreur si l'on coupe avant σ_k
         rank = max(1, int((dropped > tail).sum()))
-    return U[:, :rank].contiguous(), S[:rank, None] * Vh[:rank]
+    return U[:, :rank].contiguous(), (S[:rank, None] * Vh[:rank]).contiguous()  # LAPACK les range par colonnes
 
 
 def tt_contract(cores: Iterable[Tensor]) -> Tensor:

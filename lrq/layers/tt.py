@@ -182,5 +182,7 @@ class TTLinear(TTMatrixLinear):
         layer = cls([core.shape[1] for core in cores], [core.shape[2] for core in cores], 1, device="meta")
         layer.cache = cache
         layer.ranks = tt_ranks(cores)
-        layer.cores = nn.ParameterList(nn.Parameter(core.detach().clone()) for core in cores)
+        layer.cores = nn.ParameterList(
+            nn.Parameter(core.detach().clone(memory_format=torch.contiguous_format)) for core in cores
+        )
         return layer
