@@ -157,6 +157,6 @@ def dequantize_pieces(
     """Les pièces que représentent ces codes."""
     if not len(codes) == len(scales) == len(zero_points):
         raise ValueError(
-            f"reçu {len(codes)} pièces, {len(scales)} échelles, {len(zero_points)} points zéro, attendu autant."
+            f"scales, zero_points : reçu {len(scales)} et {len(zero_points)}, attendu {len(codes)}, un par pièce."
         )
     return [quantizer.dequantize(*piece) for piece in zip(codes, scales, zero_points, strict=True)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .svd import working_dtype
-from .validation import check_fraction, check_integer, check_matrix, check_tensor, is_finite
+from .validation import check_fraction, check_integer, check_integers, check_matrix, check_tensor, is_finite
 
 # --- un tenseur -------------------------------------------------------------------------------------------------------
 
@@ -280,16 +280,7 @@ def check_truncation(rank: Any, error: Any, order: int) -> tuple[list[int] | lis
         raise ValueError(f"rank, error : reçu {rank!r} et {error!r}, attendu l'un ou l'autre.")
     if rank is None:
         return [None] * bonds, check_fraction(error, "error") / math.sqrt(max(bonds, 1))
-    return bond_ranks(rank, bonds), 0.0
-
-
-def bond_ranks(rank: Any, bonds: int, name: str = "rank") -> list[int]:
-    """Un rang par lien, d'un entier ou d'une liste d'autant d'entiers."""
-    if not isinstance(rank, Sequence) or isinstance(rank, str):
-        return [check_integer(rank, name)] * bonds
-    if len(rank) != bonds:
-        raise ValueError(f"{name} : reçu {len(rank)} rangs, {rank!r}, attendu un entier ou {bonds}, un par lien.")
-    return [check_integer(r, f"{name}[{k}]") for k, r in enumerate(rank)]
+    return check_integers(rank, "rank", bonds, "lien"), 0.0
 
 
 def check_dims(
@@ -311,12 +302,10 @@ def check_dims(
     return inputs, outputs
 
 
-def clamped_ranks(
-    input_dims: Sequence[int], output_dims: Sequence[int], rank: int | Sequence[int], name: str = "rank"
-) -> list[int]:
+def clamped_ranks(input_dims: Sequence[int], output_dims: Sequence[int], rank: int | Sequence[int]) -> list[int]:
     """Un rang par lien, ramené à ce que permettent le lien précédent et les dimensions."""
     sizes = [i * o for i, o in zip(input_dims, output_dims, strict=True)]
     ranks = [1]
-    for k, r in enumerate(bond_ranks(rank, len(sizes) - 1, name), 1):
+    for k, r in enumerate(check_integers(rank, "rank", len(sizes) - 1, "lien"), 1):
         ranks.append(min(r, ranks[-1] * sizes[k - 1], math.prod(sizes[k:])))  # les mêmes que ceux de TT-SVD
     return ranks[1:]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .svd import working_dtype
-from .tensor_train import bond_ranks, check_tensor_order
-from .validation import check_integer, check_tensor, is_finite
+from .tensor_train import check_tensor_order
+from .validation import check_integer, check_integers, check_tensor, is_finite
 
 
 def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple[Tensor, list[Tensor]]:
@@ -41,7 +41,7 @@ def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple
     De Lathauwer, De Moor et Vandewalle (2000) ; Kossaifi et al. (2019).
     """
     T = check_tensor_order(T)
-    ranks = [min(r, n) for r, n in zip(bond_ranks(rank, T.ndim), T.shape, strict=True)]
+    ranks = [min(r, n) for r, n in zip(check_integers(rank, "rank", T.ndim, "indice"), T.shape, strict=True)]
     for k, r in enumerate(ranks):  # un dépliement du noyau, (r_k, Π des autres), n'a pas plus de rang que de colonnes
         ranks[k] = min(r, math.prod(ranks) // r)
     iterations = check_integer(iterations, "iterations", minimum=0)
@@ -81,7 +81,7 @@ def check_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list[
     if check_tensor(core, "core").ndim == 0:
         raise ValueError("core : reçu un scalaire, attendu un noyau (r₁, …, r_d).")
     if isinstance(factors, Tensor | str) or not isinstance(factors, Sequence) or len(factors) != core.ndim:
-        received = f"{len(factors)} facteurs" if isinstance(factors, list | tuple) else type(factors).__name__
+        received = f"{len(factors)} facteur(s)" if isinstance(factors, list | tuple) else type(factors).__name__
         raise ValueError(f"factors : reçu {received}, attendu une liste de {core.ndim}, un par indice du noyau.")
     factors = [check_tensor(U, f"factors[{k}]") for k, U in enumerate(factors)]
     for k, U in enumerate(factors):

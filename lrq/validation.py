@@ -114,6 +114,21 @@ def check_integer(value: Any, name: str, minimum: int = 1, maximum: int | None =
     return integer
 
 
+def check_integers(value: Any, name: str, count: int, each: str, maximum: int | None = None) -> list[int]:
+    """Rend `count` entiers non nuls, tirés d'un seul ou d'une liste d'autant ; `each` dit de quoi chacun est celui.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Comme :func:`check_integer` ; une liste d'une autre longueur.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [check_integer(value, name, 1, maximum)] * count
+    if len(value) != count:
+        raise ValueError(f"{name} : reçu {value!r}, attendu un entier, ou {count}, un par {each}.")
+    return [check_integer(v, f"{name}[{k}]", 1, maximum) for k, v in enumerate(value)]
+
+
 def check_rank(rank: Any, m: int, n: int, name: str = "rank") -> int:
     """Rend un rang compris entre 1 et min(m, n).
 

@@ -197,7 +197,7 @@ def test_bad_ranks_are_named(randn):
     for bad in (1.5, True):
         with pytest.raises(TypeError, match=r"^rank : reçu"):
             tt_svd(randn(2, 2), bad)
-    with pytest.raises(ValueError, match=r"^rank : reçu 2 rangs, \[1, 2\], attendu un entier ou 1, un par lien"):
+    with pytest.raises(ValueError, match=r"^rank : reçu \[1, 2\], attendu un entier, ou 1, un par lien"):
         tt_svd(randn(2, 2), [1, 2])
     for given in ({}, {"rank": 1, "error": 0.5}):
         with pytest.raises(ValueError, match=r"^rank, error : reçu .*, attendu l'un ou l'autre"):

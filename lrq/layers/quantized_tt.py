@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..gauge import regauge
 from ..quantizers import Granularity, UniformQuantizer
 from ..tensor_train import check_cores, tt_matrix_svd
-from ..validation import check_bits, check_linear
+from ..validation import check_integers, check_linear
 from .base import copy_bias
 from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .packed import PackedTensor
@@ -185,7 +185,7 @@ class QATTTLinear(TTLinear):
 
     def observe(self, n_bits: int | Sequence[int], per_channel: bool, learned_step: bool) -> None:
         """Une fausse quantification par cœur ; celles dont le pas s'apprend partent des cœurs présents."""
-        self.n_bits = per_core(n_bits, len(self.cores))
+        self.n_bits = check_integers(n_bits, "n_bits", len(self.cores), "cœur", maximum=8)
         self.fake_quants = nn.ModuleList(
             LearnedStepQuantize(core, bits, per_channel, -1)
             if learned_step
@@ -285,13 +285,5 @@ def core_quantizers(
     n_bits: int | Sequence[int], cores: int, granularity: Granularity | None, clipping: str
 ) -> list[UniformQuantizer]:
     """Un quantificateur par cœur."""
-    return [UniformQuantizer(bits, granularity=granularity, clipping=clipping) for bits in per_core(n_bits, cores)]
-
-
-def per_core(n_bits: int | Sequence[int], cores: int) -> list[int]:
-    """Les bits de chaque cœur, d'un entier ou d'une liste d'autant d'entiers que de cœurs."""
-    if not isinstance(n_bits, Sequence) or isinstance(n_bits, str):
-        return [check_bits(n_bits)] * cores
-    if len(n_bits) != cores:
-        raise ValueError(f"n_bits : reçu {n_bits!r}, attendu un entier, ou {cores}, un par cœur.")
-    return [check_bits(bits, f"n_bits[{k}]") for k, bits in enumerate(n_bits)]
+    each = check_integers(n_bits, "n_bits", cores, "cœur", maximum=8)
+    return [UniformQuantizer(bits, granularity=granularity, clipping=clipping) for bits in each]
