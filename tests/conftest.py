@@ -82,6 +82,17 @@ def linear(randn):
 
 
 @pytest.fixture
+def chain(randn):
+    """Des cœurs gaussiens : ``chain([4, 5, 3], 2)``, ou ``chain([(4, 3), (5, 2)], [2])`` pour une matrice."""
+
+    def draw(dims, ranks, dtype=torch.float32):
+        bonds = [1, *([ranks] * (len(dims) - 1) if isinstance(ranks, int) else ranks), 1]
+        return [randn(bonds[k], *np.atleast_1d(n), bonds[k + 1], dtype=dtype) for k, n in enumerate(dims)]
+
+    return draw
+
+
+@pytest.fixture
 def train(randn):
     """Donne à chaque B d'un réseau adapté des nombres au hasard, comme après un apprentissage ; rend le réseau."""
 

@@ -8,8 +8,24 @@ import scipy.fft
 import scipy.linalg
 import torch
 
-from lrq import PerChannel, UniformQuantizer, balance_factors, balanced_factors, rotate_factors
-from lrq.gauge import cosine_rotation
+from lrq import (
+    PerChannel,
+    TTLinear,
+    UniformQuantizer,
+    balance_cores,
+    balance_factors,
+    balanced_factors,
+    core_noise_bound,
+    regauge,
+    rotate_cores,
+    rotate_factors,
+    tt_contract,
+    tt_matrix_contract,
+    tt_matrix_svd,
+    tt_orthogonalize,
+    tt_ranks,
+)
+from lrq.gauge import GAUGES, cosine_rotation
 
 FUNCTIONS = [balance_factors, rotate_factors]
 SHAPES = [(12, 9, 4), (9, 12, 9), (5, 5, 1), (7, 20, 7), (1, 1, 1)]
@@ -172,3 +188,187 @@ def test_bad_factors_are_named(function, U, V, error, message):
 def test_bad_rotation_rank_is_named(rank, error):
     with pytest.raises(error, match=r"^rank : reçu"):
         cosine_rotation(rank)
+
+
+# --- les liens d'un train de tenseurs ---------------------------------------------------------------------------------
+
+CHAINS = [[4, 5, 3], [6], [2, 7], [(2, 3), (3, 2), (2, 2), (1, 4)], [1, 5, 1, 3]]
+chains = pytest.mark.parametrize("dims", CHAINS, ids=str)
+CHAINED = [balance_cores, rotate_cores, *(lambda cores, gauge=gauge: regauge(cores, gauge) for gauge in GAUGES)]
+chained = pytest.mark.parametrize("function", CHAINED)
+
+
+def arbitrary(cores, randn):
+    """Le même tenseur dans une jauge quelconque : à chaque lien, R et son inverse."""
+    cores = [core.double() for core in cores]
+    for k in range(len(cores) - 1):
+        R = randn(cores[k].shape[-1], cores[k].shape[-1], dtype=torch.float64)
+        cores[k], cores[k + 1] = cores[k] @ R, torch.tensordot(torch.linalg.inv(R), cores[k + 1], 1)
+    return cores
+
+
+def noisy(cores, n_bits):
+    return [UniformQuantizer(n_bits).quantize_dequantize(core) for core in cores]
+
+
+@chained
+@chains
+def test_the_tensor_does_not_change(function, dims, chain, randn):
+    cores = arbitrary(chain(dims, 3, torch.float64), randn)
+    whole = tt_contract(cores)
+    found = function(cores)
+    torch.testing.assert_close(tt_contract(found), whole, rtol=1e-8, atol=1e-8 * float(whole.norm()))
+    assert [core.shape[1:-1] for core in found] == [core.shape[1:-1] for core in cores]
+    assert all(core.is_contiguous() for core in found)
+
+
+@chained
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_cores_keep_their_dtype_and_are_new(function, dtype, chain):
+    cores = [core.requires_grad_() for core in chain([4, 5, 3], 3, dtype)]
+    before = [core.detach().clone() for core in cores]
+    found = function(cores)
+    assert {core.dtype for core in found} == {dtype}
+    assert not any(core.requires_grad for core in found)
+    owned = {core.untyped_storage().data_ptr() for core in cores}
+    assert owned.isdisjoint(core.untyped_storage().data_ptr() for core in found)
+    assert all(torch.equal(core, kept) for core, kept in zip(cores, before, strict=True))
+    whole = tt_contract([core.double() for core in before])
+    gap = float((tt_contract([core.double() for core in found]) - whole).norm() / whole.norm())
+    assert gap < 64 * torch.finfo(dtype).eps
+
+
+@chains
+def test_balanced_cores_share_the_singular_values_of_each_bond(dims, chain, randn):
+    cores = [core.flatten(1, -2) for core in balance_cores(arbitrary(chain(dims, 3, torch.float64), randn))]
+    T = tt_contract(cores)
+    for k in range(1, len(cores)):
+        S = np.linalg.svd(T.reshape(T.shape[:k].numel(), -1).numpy(), compute_uv=False)[: cores[k].shape[0]]
+        left = tt_contract([*cores[:k], torch.eye(len(S), dtype=torch.float64)[..., None]]).reshape(-1, len(S)).numpy()
+        right = tt_contract([torch.eye(len(S), dtype=torch.float64)[None], *cores[k:]]).reshape(len(S), -1).numpy()
+        np.testing.assert_allclose(left.T @ left, np.diag(S), atol=1e-8 * S[0])
+        np.testing.assert_allclose(right @ right.T, np.diag(S), atol=1e-8 * S[0])
+
+
+def test_two_balanced_cores_are_the_balanced_factors(factors):
+    U, V = factors(12, 9, 4)
+    X, Y = balance_factors(U, V)
+    first, last = balance_cores([U[None], V.T[..., None]])
+    torch.testing.assert_close(first[0].abs(), X.abs(), rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(last[..., 0].T.abs(), Y.abs(), rtol=1e-8, atol=1e-9)
+
+
+def test_directions_that_the_tensor_does_not_use_are_dropped(chain):
+    cores = chain([4, 5, 3], [2, 2], torch.float64)
+    wide = [torch.cat([cores[0], cores[0]], 2), *cores[1:]]  # la même direction, deux fois
+    wide[1] = torch.cat([cores[1], torch.zeros_like(cores[1])])
+    assert tt_ranks(wide) == [4, 2]
+    found = balance_cores(wide)
+    assert tt_ranks(found) == [2, 2]
+    torch.testing.assert_close(tt_contract(found), tt_contract(cores))
+
+
+@chained
+def test_a_null_chain_stays_null(function, chain):
+    found = function([torch.zeros_like(core) for core in chain([4, 5, 3], 2)])
+    assert not tt_contract(found).any()
+    assert all(core.isfinite().all() for core in found)
+
+
+def test_names_are_those_of_the_gauges(chain):
+    cores = chain([(2, 3), (3, 2), (2, 2)], 3, torch.float64)
+    expected = {
+        "orthogonal": tt_orthogonalize(cores, 2),
+        "balanced": balance_cores(cores),
+        "rotated": rotate_cores(balance_cores(cores)),
+    }
+    assert tuple(expected) == GAUGES
+    for gauge, kept in expected.items():
+        assert all(torch.equal(a, b) for a, b in zip(regauge(cores, gauge), kept, strict=True))
+
+
+def test_rotated_cores_spread_each_bond(chain):
+    """Une direction sur r, à chaque lien, ne porte plus toute l'énergie."""
+    cores = balance_cores([core * 0.2 ** torch.arange(core.shape[-1]) for core in chain([9, 9, 9], 8, torch.float64)])
+    for before, after in zip(cores[:-1], rotate_cores(cores), strict=False):
+        each, spread = (core.square().sum((0, 1)) for core in (before, after))
+        assert each.max() / each.mean() > 4
+        assert spread.max() / spread.mean() < 2.5
+
+
+# --- le bruit des cœurs -----------------------------------------------------------------------------------------------
+
+
+@chains
+@pytest.mark.parametrize("n_bits", [2, 4, 8])
+def test_the_bound_is_never_exceeded(n_bits, dims, chain, randn):
+    for cores in (
+        chain(dims, 3, torch.float64),
+        arbitrary(chain(dims, 3), randn),
+        *(regauge(chain(dims, 3, torch.float64), gauge) for gauge in GAUGES),
+    ):
+        rounded = noisy(cores, n_bits)
+        assert float((tt_contract(rounded) - tt_contract(cores)).norm()) <= core_noise_bound(cores, rounded) * (
+            1 + 1e-12
+        )
+
+
+def test_the_bound_is_the_gap_where_only_the_last_of_orthonormal_cores_moves(chain, randn):
+    for dims in CHAINS:
+        cores = regauge(chain(dims, 3, torch.float64), "orthogonal")
+        moved = [*cores[:-1], cores[-1] + randn(*cores[-1].shape, dtype=torch.float64)]
+        gap = float((moved[-1] - cores[-1]).norm())
+        assert core_noise_bound(cores, moved) == pytest.approx(gap, rel=1e-9)
+        assert float((tt_contract(moved) - tt_contract(cores)).norm()) == pytest.approx(gap, rel=1e-9)
+
+
+def test_of_vectors_that_grow_the_bound_is_the_gap(chain):
+    """Des rangs 1, des cœurs qui grandissent : ‖T̂ − T‖ = Π (a_k + e_k) − Π a_k, exactement."""
+    cores = chain([4, 5, 3], 1, torch.float64)
+    grown = [core * (1 + share) for core, share in zip(cores, (0.1, 0.2, 0.3), strict=True)]
+    gap = float((tt_contract(grown) - tt_contract(cores)).norm())
+    assert core_noise_bound(cores, grown) == pytest.approx(gap, rel=1e-9)
+
+
+def test_the_bound_of_nothing_is_zero(chain):
+    cores = chain([4, 5, 3], 3)
+    assert core_noise_bound(cores, cores) == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_bound_takes_parameters_and_two_dtypes(linear):
+    layer = TTLinear.from_linear(linear(24, 12), [4, 6], [3, 4], 3)
+    half = [core.half() for core in layer.cores]
+    found = core_noise_bound(half, layer.cores)  # l'écart n'est pas arrondi au dtype des premiers
+    exact = core_noise_bound([core.double() for core in half], [core.detach().double() for core in layer.cores])
+    assert 0 < found == pytest.approx(exact)
+
+
+def test_an_arbitrary_gauge_loses_more_to_quantization(matrix, randn):
+    """Mêmes bits, même matrice : c'est la jauge qui fait l'erreur."""
+    W = matrix(36, 64, np.arange(1, 37.0) ** -1.0, dtype=torch.float64)
+    cores = tt_matrix_svd(W, [4, 4, 4], [3, 3, 4], 8)
+    whole = tt_matrix_contract(cores)
+
+    def lost(chain):
+        return float((tt_matrix_contract(noisy(chain, 4)) - whole).norm() / whole.norm())
+
+    errors = {gauge: lost(regauge(cores, gauge)) for gauge in GAUGES}
+    assert errors["rotated"] < errors["orthogonal"]
+    for _ in range(5):
+        assert lost(arbitrary(cores, randn)) > 1.5 * max(errors.values())
+
+
+def test_bad_gauges_and_chains_are_named(chain, randn):
+    cores = chain([4, 5], 3)
+    with pytest.raises(ValueError, match=r"^gauge : reçu 'polar', attendu 'orthogonal' ou 'balanced' ou 'rotated'"):
+        regauge(cores, "polar")
+    for function in CHAINED:
+        with pytest.raises(ValueError, match=r"^cores\[1\] : reçu la forme \(2, 5, 1\), attendu \(3, n, r\)"):
+            function([cores[0], randn(2, 5, 1)])
+        with pytest.raises(ValueError, match=r"^cores\[0\] : NaN ou infini"):
+            function([cores[0] * math.nan, cores[1]])
+    with pytest.raises(ValueError, match=r"^noisy\[1\] : reçu la forme"):
+        core_noise_bound(cores, [cores[0], randn(2, 5, 1)])
+    with pytest.raises(ValueError, match=r"^noisy : reçu \[\(1, 4, 1\), \(1, 5, 1\)\], attendu \[\(1, 4, 3\)"):
+        core_noise_bound(cores, chain([4, 5], 1))

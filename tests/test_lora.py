@@ -19,12 +19,15 @@ from lrq import (
     MultiStageFactorizedLinear,
     PerChannel,
     QATLowRankLinear,
+    QATTTLinear,
     QuantizedLinear,
     QuantizedLowRankLayer,
     QuantizedLowRankLinear,
     QuantizedResidualLinear,
+    QuantizedTTLinear,
     SVDCompressedLinear,
     TruncatedSVDLinear,
+    TTLinear,
     load_weights,
     save_weights,
 )
@@ -42,12 +45,22 @@ CONVS = {
     "1×1": {"kernel_size": 1},
     "3×2 sans biais": {"kernel_size": (3, 2), "bias": False},
 }
+
+
+def split(layer):
+    """Les dimensions d'une couche, en deux, même premières."""
+    return [layer.in_features, 1], [1, layer.out_features]
+
+
 COMPRESSED = {
     "FactorizedLinear": lambda layer: FactorizedLinear.from_linear(layer, 3),
     "MultiStage": lambda layer: MultiStageFactorizedLinear.from_linear(layer, [3, 3]),
     "SVDCompressedLinear": lambda layer: SVDCompressedLinear.from_linear(layer, 3),
     "TruncatedSVDLinear": lambda layer: TruncatedSVDLinear.from_linear(layer, 3),
     "CompactSVDLinear": lambda layer: CompactSVDLinear.from_linear(layer, 3),
+    "TTLinear": lambda layer: TTLinear.from_linear(layer, *split(layer), 3),
+    "QATTTLinear": lambda layer: QATTTLinear.from_linear(layer, *split(layer), 3),
+    "QuantizedTTLinear": lambda layer: QuantizedTTLinear.from_linear(layer, *split(layer), 3),
     "QATLowRankLinear": lambda layer: QATLowRankLinear.from_linear(layer, 3),
     "QuantizedLinear": lambda layer: QuantizedLinear.from_linear(layer, 4),
     "QuantizedLowRankLayer": lambda layer: QuantizedLowRankLayer.from_linear(layer, 3),
