@@ -315,7 +315,7 @@ def test_tensorly_torch_gives_the_same_outputs(implementation, dims, linear, ran
         import tltorch
 
         theirs = tltorch.FactorizedLinear(
-            *dims,
+            *map(tuple, dims),
             rank=(1, *layer.ranks, 1),
             factorization="blocktt",
             implementation=implementation,
