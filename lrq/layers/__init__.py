@@ -7,9 +7,10 @@ from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .lora import LoRAAdapter, LoRALayer
 from .packed import PackedTensor
 from .qat import QATLowRankLinear
+from .qat_tt import QATTTLinear
 from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
-from .quantized_tt import QATTTLinear, QuantizedTTLinear
+from .quantized_tt import QuantizedTTLinear
 from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
