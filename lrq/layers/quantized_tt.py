@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from ..gauge import regauge
