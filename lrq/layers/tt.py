@@ -1,7 +1,7 @@
 """Section 9.6 : une couche linéaire dont les poids sont une matrice en train de tenseurs."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import torch
@@ -101,17 +101,14 @@ class TTLinear(TTMatrixLinear):
         self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=dtype)) if bias else None
 
     def chain(self) -> list[Tensor]:
-        return list(self.cores._parameters.values())  # type: ignore[arg-type]  # dix fois plus vite que list(self.cores)
+        # lus dans les dictionnaires, bien plus vite que par list(self.cores)
+        return list(self._modules["cores"]._parameters.values())  # type: ignore[union-attr, arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Ŵᵀ + b, cœur après cœur, ou par Ŵ gardée dense si `cache`, hors apprentissage."""
         if not self.cache or (torch.is_grad_enabled() and any(core.requires_grad for core in self.chain())):
             return super().forward(x)
         return F.linear(check_input(x, self.in_features), self.dense_weight(), self.bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._dense = None  # d'un dtype ou d'un appareil à l'autre
-        return super()._apply(fn, recurse)
 
     def dense_weight(self) -> Tensor:
         """Ŵ, gardée tant qu'aucun cœur ne change."""
