@@ -35,7 +35,15 @@ from .errors import (
     propagation_bound,
     water_filling,
 )
-from .gauge import balance_cores, balance_factors, core_noise_bound, regauge, rotate_cores, rotate_factors
+from .gauge import (
+    balance_cores,
+    balance_factors,
+    core_noise_bound,
+    regauge,
+    rotate_cores,
+    rotate_factors,
+    rotate_tucker,
+)
 from .layers import (
     CompactSVDLinear,
     FactorizedLinear,
@@ -196,6 +204,7 @@ __all__ = [
     "replace_linears",
     "rotate_cores",
     "rotate_factors",
+    "rotate_tucker",
     "save_adapter",
     "save_weights",
     "set_adapter",

@@ -5,13 +5,14 @@ que l'énergie se répartit également entre les colonnes. Un train de tenseurs 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from .svd import share_singular_values, working_dtype
 from .tensor_train import check_cores, tt_orthogonalize
+from .tucker import check_tucker
 from .validation import check_choice, check_integer, check_matrix
 
 GAUGES = ("orthogonal", "balanced", "rotated")
@@ -140,6 +141,31 @@ def rotate_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         R = cosine_rotation(chain[k].shape[-1]).to(chain[k])
         chain[k], chain[k + 1] = chain[k] @ R, torch.tensordot(R.T, chain[k + 1], 1)
     return [core.to(cores[0].dtype) for core in chain]
+
+
+def rotate_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """La même décomposition de Tucker, chaque indice du noyau tourné par les cosinus, ce que défait son facteur.
+
+    Le noyau a d'ordinaire un coin très grand et le reste petit, ce qu'une grille uniforme rend mal.
+
+    Parameters
+    ----------
+    core : Tensor, (r₁, …, r_d)
+    factors : list de d Tensor, (n_k, r_k)
+
+    Returns
+    -------
+    core : Tensor, même forme
+    factors : list de d Tensor, mêmes formes
+        Encore aux colonnes orthonormées, si elles l'étaient.
+    """
+    core, factors = check_tucker(core, factors)
+    turned, rotated = core.detach().to(working_dtype(core)), []
+    for U in factors:
+        R = cosine_rotation(U.shape[1]).to(turned)
+        turned = torch.tensordot(turned, R, ([0], [0]))  # l'indice qui part en tête revient en queue
+        rotated.append((U.detach().to(R.dtype) @ R).to(U.dtype))
+    return turned.to(core.dtype).contiguous(), rotated
 
 
 def regauge(cores: Iterable[Tensor], gauge: str) -> list[Tensor]:

@@ -19,11 +19,14 @@ from lrq import (
     regauge,
     rotate_cores,
     rotate_factors,
+    rotate_tucker,
     tt_contract,
     tt_matrix_contract,
     tt_matrix_svd,
     tt_orthogonalize,
     tt_ranks,
+    tucker,
+    tucker_contract,
 )
 from lrq.gauge import GAUGES, cosine_rotation
 
@@ -372,3 +375,22 @@ def test_bad_gauges_and_chains_are_named(chain, randn):
         core_noise_bound(cores, [cores[0], randn(2, 5, 1)])
     with pytest.raises(ValueError, match=r"^noisy : reçu \[\(1, 4, 1\), \(1, 5, 1\)\], attendu \[\(1, 4, 3\)"):
         core_noise_bound(cores, chain([4, 5], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_rotated_tucker_is_the_same_tensor_with_a_flatter_core(dtype, randn, rng):
+    T = randn(7, 6, 5, dtype=torch.float64) * torch.linspace(3, 0.1, 7, dtype=torch.float64)[:, None, None]
+    core, factors = tucker(T, [4, 3, 2])
+    core, factors = core.to(dtype), [U.to(dtype) for U in factors]
+    turned, rotated = rotate_tucker(core, factors)
+    assert turned.dtype == dtype
+    assert [U.shape for U in rotated] == [U.shape for U in factors]
+    before, after = tucker_contract(core, factors).double(), tucker_contract(turned, rotated).double()
+    assert float((after - before).norm() / before.norm()) < 20 * torch.finfo(dtype).eps
+    for U in rotated:
+        torch.testing.assert_close(U.T @ U, torch.eye(U.shape[1], dtype=dtype), atol=8 * torch.finfo(dtype).eps, rtol=0)
+    corner = torch.zeros(4, 3, 2, dtype=torch.float64)
+    corner[0, 0, 0] = 1.0  # toute l'énergie dans un coin : la rotation la répartit
+    flat = rotate_tucker(corner, [torch.eye(n, dtype=torch.float64) for n in corner.shape])[0]
+    assert flat.abs().max() < 0.5
+    torch.testing.assert_close(flat.norm(), corner.norm())

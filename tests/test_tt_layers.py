@@ -830,3 +830,15 @@ def test_a_refused_file_changes_nothing(linear, randn, tmp_path):
         with pytest.raises(ValueError, match=r"cores\.0 : reçu la forme"):
             load_weights(layer, tmp_path / "couche.safetensors")
         assert torch.equal(layer(x), before)
+
+
+def test_a_quantized_layer_starts_from_a_learned_train_with_its_bias(linear):
+    layer = linear(12, 8)
+    train = TTLinear.from_linear(layer, (3, 4), (2, 4), 5)
+    quantized = QuantizedTTLinear.from_tt(train, 8)
+    assert torch.equal(quantized.bias, layer.bias)
+    assert quantized.bias is not train.bias
+    same = QuantizedTTLinear.from_linear(layer, (3, 4), (2, 4), 5, 8)
+    assert torch.equal(quantized.reconstruct_weight(), same.reconstruct_weight())
+    with pytest.raises(TypeError, match=r"^layer : reçu Linear, attendu TTLinear"):
+        QuantizedTTLinear.from_tt(layer)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from ..gauge import regauge
 from ..quantizers import Granularity, UniformQuantizer
-from ..tensor_train import check_cores, tt_matrix_svd
-from ..validation import check_integers, check_linear
+from ..tensor_train import check_cores
+from ..validation import check_integers
 from .base import copy_bias
 from .packed import PackedTensor
-from .tt import TTMatrixLinear
+from .tt import TTLinear, TTMatrixLinear
 
 
 class QuantizedTTLinear(TTMatrixLinear):
@@ -99,6 +99,34 @@ class QuantizedTTLinear(TTMatrixLinear):
         return cls.hold([PackedTensor.from_tensor(core, q) for core, q in zip(cores, quantizers, strict=True)])
 
     @classmethod
+    def from_tt(
+        cls,
+        layer: TTLinear,
+        n_bits: int | Sequence[int] = 8,
+        granularity: Granularity | None = None,
+        clipping: str = "min_max",
+        gauge: str | None = "rotated",
+    ) -> Self:
+        """Quantifie une couche en train de tenseurs, apprise ou non, biais recopié.
+
+        Parameters
+        ----------
+        layer : TTLinear
+            Ni changée, ni partagée.
+        n_bits, granularity, clipping, gauge
+            Comme pour :meth:`from_cores`.
+
+        Returns
+        -------
+        QuantizedTTLinear
+        """
+        if not isinstance(layer, TTLinear):
+            raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")
+        quantized = cls.from_cores(layer.cores, n_bits, granularity, clipping, gauge)
+        quantized.bias = copy_bias(layer)
+        return quantized
+
+    @classmethod
     def hold(cls, packed: Sequence[PackedTensor]) -> Self:
         """La couche sans biais qui garde ces cœurs, déjà quantifiés."""
         inputs, outputs = ([core.shape[axis] for core in packed] for axis in (1, 2))
@@ -134,10 +162,8 @@ class QuantizedTTLinear(TTMatrixLinear):
         -------
         QuantizedTTLinear
         """
-        cores = tt_matrix_svd(check_linear(linear_layer).weight, input_dims, output_dims, rank)
-        layer = cls.from_cores(cores, n_bits, granularity, clipping, gauge)
-        layer.bias = copy_bias(linear_layer)
-        return layer
+        start = TTLinear.from_linear(linear_layer, input_dims, output_dims, rank)
+        return cls.from_tt(start, n_bits, granularity, clipping, gauge)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, n_bits={self.n_bits}"
