@@ -14,6 +14,7 @@ from .randomized import RandomizedExplorer
 from .rank_bits import RankBitsExplorer
 from .rate_distortion import RateDistortionExplorer
 from .spectrum import SpectrumExplorer
+from .tensor_train import TensorTrainExplorer
 
 __all__ = [
     "Certificate",
@@ -27,6 +28,7 @@ __all__ = [
     "RankBitsExplorer",
     "RateDistortionExplorer",
     "SpectrumExplorer",
+    "TensorTrainExplorer",
     "minilm_choices",
     "shrink",
 ]

@@ -9,8 +9,9 @@ import torch
 import traitlets
 from torch import Tensor, nn
 
+from ..compression import stored_bytes
 from ..errors import pareto_front, propagation_bound, water_filling
-from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, SVDCompressedLinear
+from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, QuantizedTTLinear, SVDCompressedLinear, TTLinear
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
 from ..spectrum import (
@@ -21,11 +22,13 @@ from ..spectrum import (
     truncation_errors,
 )
 from ..svd import truncated_svd
+from ..tensor_train import clamped_ranks
 from .explorer import CSS, esm
 from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
 from .rank_bits import best_within
 from .rate_distortion import wasted_bits
+from .tensor_train import FLOAT, rank_within, svd_nbytes
 
 # Ce que règle QuantizerExplorer, bits à part : symétrie, écrêtage, qui partage une échelle.
 SETTINGS = list(itertools.product((True, False), CLIPPINGS, (PerTensor(), PerChannel(0), PerGroup(8))))
@@ -100,6 +103,7 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     cases += choice_cases(generator)
     cases += rate_cases(S, generator)
     cases.append(propagation_case(generator))
+    cases += train_cases(generator)
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
         bits = int(torch.randint(1, 9, (), generator=generator))
@@ -154,6 +158,29 @@ def propagation_case(generator: torch.Generator) -> dict[str, Any]:
     gains, own = (3 * torch.rand(4, generator=generator)).tolist(), torch.rand(4, generator=generator).tolist()
     own[int(torch.randint(1, 4, (), generator=generator))] = 0.0
     return case("propagation_bound", "propagationBound", [gains, own], propagation_bound(gains, own))
+
+
+def train_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que TensorTrainExplorer pèse : les liens d'un train, ses cœurs, et la SVD qui tient dans autant d'octets."""
+    d = int(torch.randint(2, 5, (), generator=generator))
+    inputs, outputs = (torch.randint(1, 5, (d,), generator=generator).tolist() for _ in range(2))
+    inputs[0], outputs[-1] = inputs[0] + 1, outputs[-1] + 1  # un lien au moins n'est pas de rang 1
+    for rank in (int(torch.randint(2, 9, (), generator=generator)), 10**6):  # ramené partout au plus haut
+        ranks = clamped_ranks(inputs, outputs, rank)
+        yield case("clamped_ranks", "bondRanks", [inputs, outputs, rank], ranks)
+        for bits in (int(torch.randint(1, 9, (), generator=generator)), FLOAT):
+            layer: TTLinear | QuantizedTTLinear
+            if bits == FLOAT:
+                layer = TTLinear(inputs, outputs, rank, device="meta")
+            else:
+                layer = QuantizedTTLinear(inputs, outputs, rank, bits, device="meta")
+            weights = [stored_bytes(core) for core in layer.cores]
+            twin = f"{type(layer).__name__}.nbytes"
+            yield case(twin, "trainBits", [inputs, outputs, rank, bits], [8 * weight for weight in weights])
+            m, n = layer.out_features, layer.in_features
+            exactly = svd_nbytes(m, n, int(torch.randint(1, min(m, n) + 1, (), generator=generator)), bits)
+            for limit in (sum(weights), exactly, exactly - 1, 0):
+                yield case("rank_within", "rankWithin", [m, n, bits, 8 * limit], rank_within(m, n, bits, limit))
 
 
 def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:

@@ -283,6 +283,30 @@ export function storedBits(count, bits, rows, symmetric) {
   return 8 * Math.ceil((count * bits) / 8) + rows * (symmetric ? 32 : 40);
 }
 
+/** lrq.tensor_train.clamped_ranks : le rang de chaque lien d'un train, ramené à ce que permettent les dimensions. */
+export function bondRanks(inputs, outputs, rank) {
+  const sizes = Array.from(inputs, (n, k) => n * outputs[k]);
+  const product = (part) => part.reduce((total, size) => total * size, 1);
+  return sizes.slice(1).map((_, k) => Math.min(rank, product(sizes.slice(0, k + 1)), product(sizes.slice(k + 1))));
+}
+
+/** Bits de chaque cœur d'un train (nbytes de TTLinear et de QuantizedTTLinear) : des nombres de 32 bits ou, à 8 bits et
+ *  moins, des codes serrés par octets et une échelle float32. */
+export function trainBits(inputs, outputs, rank, bits) {
+  const bonds = [1, ...bondRanks(inputs, outputs, rank), 1];
+  return Array.from(inputs, (n, k) => {
+    const count = bonds[k] * n * outputs[k] * bonds[k + 1];
+    return bits > 8 ? count * bits : storedBits(count, bits, 1, true);
+  });
+}
+
+/** lrq.widgets.tensor_train.rank_within : le plus grand rang dont les deux facteurs tiennent dans `limit` bits, ou 0. */
+export function rankWithin(m, n, bits, limit) {
+  let rank = Math.min(m, n);
+  while (rank > 0 && factorBits(m, n, rank, bits) > limit) rank--;
+  return rank;
+}
+
 /** Uᵀ W, (p, n) : les coordonnées de W (m, n) dans ses vecteurs singuliers gauches U (m, p). */
 export function project(U, W, m, n) {
   const p = U.length / m;
