@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,7 +30,9 @@ from lrq.widgets import (
     RankBitsExplorer,
     RateDistortionExplorer,
     SpectrumExplorer,
+    TensorTrainExplorer,
     propagation,
+    tensor_train,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +65,7 @@ RANGE, POINT = 'input[type="range"]', '[data-control="point"]'
 BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
 CHAINED = '[data-explorer="propagation"]'
 ADAPTED = '[data-explorer="lora"]'
+TRAIN, TRAIN_POINT = '[data-explorer="tensor-train"]', '[data-control="train-point"]'
 MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
 RATE_POINT, RECIPE = '[data-control="rate-point"]', '[data-control="recipe"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -1363,6 +1367,152 @@ def test_lora_and_python_measure_alike(mounted, rng):
     assert noise == []
 
 
+def train_state(root, explorer):
+    """Donne à l'objet Python ce que montrent les contrôles."""
+    explorer.matrix = root.locator('[data-control="matrix"]').input_value()
+    explorer.n_cores = int(root.locator('[data-control="n_cores"]').input_value())
+    place = settings(root)
+    explorer.rank = explorer._train["rangs"][place["listed-rank"]]
+    explorer.n_bits = tensor_train.BITS[place["n_bits"]]
+
+
+def test_the_train_keeps_its_height_and_its_labels_apart(mounted, rng):
+    explorer = TensorTrainExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(TRAIN)
+    for width in (760, 704, 676, 640, 576, 560, 480, 420, 360, 344, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate(TWO_FRAMES)
+        heights = set()
+        for turn in range(40):
+            randomize(root, rng)
+            if turn % 4 == 0:  # au plus haut rang, les boîtes sont les plus grandes
+                root.locator('[data-control="listed-rank"]').press("End")
+                page.evaluate(TWO_FRAMES)
+            train_state(root, explorer)
+            heights.add(round(root.bounding_box()["height"]))
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {explorer}"
+            assert not re.search(r"NaN|Infinity|undefined|∞|−", root.evaluate(SHOWN)), explorer
+            assert page.evaluate(SIDEWAYS) is None, f"{width} px, {explorer}"
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+AREAS = "boxes => boxes.map(box => box.getAttribute('width') * box.getAttribute('height'))"
+
+
+def test_the_chain_of_cores_is_drawn_to_scale(mounted, rng):
+    """L'aire d'une boîte compte ses nombres, sa partie pleine ses octets ; un lien au plus haut est en tirets."""
+    explorer = TensorTrainExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(TRAIN)
+    for _ in range(20):
+        randomize(root, rng)
+        train_state(root, explorer)
+        m, n = explorer.shape
+        shapes = list(zip([1, *explorer.ranks], *explorer.dims, [*explorer.ranks, 1], strict=True))
+        boxes, inks = (root.locator(kind).evaluate_all(AREAS) for kind in (".lrq-box", ".lrq-ink"))
+        assert len(boxes) == len(inks) == 1 + explorer.n_cores
+        for shape, nbytes, box, ink in zip(shapes, explorer.core_nbytes, boxes[1:], inks[1:], strict=True):
+            numbers = math.prod(shape)
+            if box > 100:  # plus petite, un dixième de pixel compte
+                assert box / boxes[0] == pytest.approx(numbers / (m * n), rel=0.03), explorer
+                assert abs(ink / box - nbytes / (4 * numbers)) < 0.02, explorer
+        legs = root.locator(".lrq-leg").count()
+        assert legs == 2 + sum(size > 1 for sizes in explorer.dims for size in sizes)
+        links = root.locator(".lrq-link").all()
+        highest = tensor_train.clamped_ranks(*explorer.dims, m * n)
+        assert [link.get_attribute("stroke-dasharray") is not None for link in links] == [
+            rank == most for rank, most in zip(explorer.ranks, highest, strict=True)
+        ]
+        spoken = root.locator('[data-readout="chain"]').get_attribute("aria-label")
+        assert all(f"({', '.join(map(str, shape))})" in spoken for shape in shapes)
+    page.close()
+    assert noise == []
+
+
+def test_the_train_is_explored_by_hand(mounted):
+    """Au clavier, d'un clic, ou en tirant le point ; une autre matrice, un autre découpage : le rang le plus proche."""
+    page, noise = mounted([TensorTrainExplorer()])
+    root, point = page.locator(TRAIN), page.locator(TRAIN_POINT)
+    for key, place, text in [
+        ("ArrowRight", 10, "rang 48"),
+        ("ArrowUp", 11, "rang 64"),
+        ("ArrowRight", 11, "rang 64"),
+        ("ArrowLeft", 10, "rang 48"),
+        ("ArrowDown", 9, "rang 32"),
+        ("PageDown", 7, "rang 16"),
+        ("PageUp", 9, "rang 32"),
+        ("Home", 0, "rang 1 "),
+        ("ArrowLeft", 0, "rang 1 "),
+        ("End", 11, "rang 64"),
+    ]:
+        point.press(key)
+        assert settings_after(root, {"listed-rank": place})["listed-rank"] == place, key
+        page.evaluate(TWO_FRAMES)
+        assert point.get_attribute("aria-valuetext").startswith(text)
+        assert point.get_attribute("aria-valuenow") == str(place + 1)
+    point.scroll_into_view_if_needed()
+    plot = root.locator(".lrq-plot").last.bounding_box()
+    mouse, y = page.mouse, plot["y"] + 0.5 * plot["height"]
+    mouse.click(plot["x"] + 0.2 * plot["width"], y)
+    assert waits(root, "(root, most) => root.querySelector('[data-control=listed-rank]').value <= most", 3)
+    box = point.bounding_box()
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    mouse.down()
+    mouse.move(plot["x"] + 0.6 * plot["width"], y, steps=4)
+    mouse.up()
+    assert waits(root, "(root, least) => root.querySelector('[data-control=listed-rank]').value >= least", 7)
+    point.press("End")
+    root.locator('[data-control="n_cores"]').select_option("2")
+    assert waits(
+        root, "(root, text) => root.querySelector('.lrq-verdict').innerText.startsWith(text)", "2 cœurs, rang\u00a064"
+    )
+    point.press("End")
+    root.locator('[data-control="matrix"]').select_option("noyau lisse")
+    assert waits(
+        root, "(root, text) => root.querySelector('.lrq-verdict').innerText.startsWith(text)", "2 cœurs, rang\u00a03"
+    )
+    root.locator('[data-control="n_cores"]').select_option("4")
+    assert waits(
+        root, "(root, text) => root.querySelector('.lrq-verdict').innerText.includes(text)", "Aucune SVD ne tient"
+    )
+    page.close()
+    assert noise == []
+
+
+def test_the_train_and_python_measure_alike(mounted, rng):
+    """À des réglages au hasard, la page dit les nombres de Python ; son code, exécuté, les retrouve."""
+    explorer = TensorTrainExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(TRAIN)
+    page.evaluate(UNFOLD)
+    for turn in range(40):
+        if turn:
+            randomize(root, rng)
+        train_state(root, explorer)
+        verdict = root.locator(".lrq-verdict").inner_text()
+        shown = [float(word.replace(",", ".")) for word in re.findall(r"\d+(?:,\d+)?(?=\u00a0%)", verdict)]
+        svd = TensorTrainExplorer(explorer.matrix, 2, 1, explorer.n_bits)
+        lightest = svd._record["svd"]["erreurs"][0][tensor_train.BITS.index(explorer.n_bits)]
+        errors = [explorer.error, lightest if explorer.svd_error is None else explorer.svd_error]
+        assert shown[:2] == pytest.approx([max(100 * error, 0.01) for error in errors], abs=0.051), (
+            f"{explorer} : {verdict}"
+        )
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        promises = promised(snippet)
+        weighed = explorer.svd_nbytes or tensor_train.svd_nbytes(*explorer.shape, 1, explorer.n_bits)
+        assert promises[0] == f"{explorer.ranks} {explorer.parameters}"
+        assert promises[2::2] == [f"{explorer.nbytes} octets", f"{weighed} octets"]
+        if turn % 5 == 0:
+            got = printed(snippet)
+            assert len(got) == len(promises)
+            assert all(map(agree, promises, got)), f"{snippet}\nimprime {got}"
+    page.close()
+    assert noise == []
+
+
 def test_a_quantizer_without_groups_goes_back_to_rows(mounted, randn):
     """Choisir une matrice dont les lignes ne font pas de groupes entiers : le menu les refuse, la figure le suit."""
     page, noise = mounted(
@@ -1508,6 +1658,17 @@ def test_scrolling_with_a_thumb_changes_nothing(opened, page_name):
         swipe(x + 0.5 * width, y, 60, 0)
         page.evaluate(TWO_FRAMES)
         assert settings(root)["budget"] > 40, label(root)
+    for root in explorers(page, TRAIN_POINT):
+        root.locator('[data-control="listed-rank"]').evaluate(SET, 2)
+        before = settings_after(root, {"listed-rank": 2})
+        for target in [*root.locator(".lrq-plot").all(), *root.locator(RANGE).all()]:
+            x, width, y = middle(target)
+            swipe(x + 0.8 * width, y, 3, -150)
+            assert settings(root) == before, label(root, target)
+        x, width, y = middle(root.locator(".lrq-plot").last)
+        swipe(x + 0.5 * width, y, 60, 0)
+        page.evaluate(TWO_FRAMES)
+        assert settings(root)["listed-rank"] > 3, label(root)
     for root in explorers(page, MAP_POINT):
         root.locator(BUDGET).evaluate(SET, 10)
         put_on_map(root, 1, 1)
@@ -1539,7 +1700,7 @@ def test_browser_computes_what_pytorch_computes(opened):
     assert 0 <= max(gaps) <= 1e-5
 
 
-@pytest.fixture(params=["rate_distortion", PropagationExplorer, LoRAExplorer], ids=str)
+@pytest.fixture(params=["rate_distortion", PropagationExplorer, LoRAExplorer, TensorTrainExplorer], ids=str)
 def explorer(request):
     return request.getfixturevalue(request.param) if isinstance(request.param, str) else request.param()
 

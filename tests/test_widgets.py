@@ -12,7 +12,7 @@ import torch
 import traitlets
 
 import lrq
-from benchmarks import lora_study, randomized_study
+from benchmarks import lora_study, randomized_study, tt_study
 from lrq import models, plots
 from lrq.widgets import (
     Certificate,
@@ -25,6 +25,7 @@ from lrq.widgets import (
     RankBitsExplorer,
     RateDistortionExplorer,
     SpectrumExplorer,
+    TensorTrainExplorer,
     lora,
     minilm_choices,
     photo,
@@ -35,6 +36,7 @@ from lrq.widgets import (
     rate_distortion,
     shrink,
     spectrum,
+    tensor_train,
 )
 from lrq.widgets.certificate import golden_cases
 from lrq.widgets.explorer import CSS, FOLDER, esm, only
@@ -1473,6 +1475,272 @@ def test_lora_never_weighs_less_than_a_quarter():
         for explorer.rank in LORA["réglages"]["rank"]:
             part = sum(explorer.nbytes) / sum(explorer.full_nbytes)
             assert part == pytest.approx(0.25 + explorer.share)
+
+
+# --- le train de tenseurs et sa table ---------------------------------------------------------------------------------
+
+
+TRAINS = {record["nom"]: record for record in tensor_train.load_table()["matrices"]}
+CLOSE = 0.25  # les signes des vecteurs singuliers, que choisit la bibliothèque de calcul, changent les arrondis
+
+
+@pytest.fixture(scope="module")
+def train_matrices():
+    """Les matrices des trains, telles que les définit le code montré."""
+    return {name: tt_study.load(record["code"]) for name, record in TRAINS.items()}
+
+
+def train_states(name, bits=tensor_train.BITS):
+    """Tous les états de la figure pour cette matrice, l'un après l'autre."""
+    explorer = TensorTrainExplorer(name)
+    for train in TRAINS[name]["trains"]:
+        explorer.n_cores = len(train["entrées"])
+        for explorer.rank, explorer.n_bits in itertools.product(train["rangs"], bits):
+            yield explorer
+
+
+def layer_of(W):
+    layer = torch.nn.Linear(W.shape[1], W.shape[0], bias=False)
+    layer.weight.data = W
+    return layer
+
+
+def train_layers(W, inputs, outputs, rank, n_bits, svd_rank):
+    """Les couches que dit « Voir le code » : le train, la SVD."""
+    linear = layer_of(W)
+    if n_bits == 32:
+        return lrq.TTLinear.from_linear(linear, inputs, outputs, rank), lrq.CompactSVDLinear.from_linear(
+            linear, svd_rank
+        )
+    train = lrq.QuantizedTTLinear.from_linear(linear, inputs, outputs, rank, n_bits)
+    return train, lrq.QuantizedLowRankLinear.from_linear(linear, svd_rank, n_bits, rotate=True)
+
+
+def test_random_trains_of_the_table_are_found_again(train_matrices, rng):
+    for name, W in train_matrices.items():
+        for n_bits in (int(rng.choice(tensor_train.BITS[:-1])), 32):
+            train = TRAINS[name]["trains"][int(rng.integers(3))]
+            explorer = TensorTrainExplorer(name, len(train["entrées"]), int(rng.choice(train["rangs"])), n_bits)
+            found, svd = train_layers(W, *explorer.dims, explorer.rank, n_bits, explorer.svd_rank or 1)
+            close = {"rel": CLOSE} if n_bits < 32 else {"abs": 2e-5}
+            assert found.reconstruction_error(W) == pytest.approx(explorer.error, **close), explorer
+            assert (found.ranks, found.count_parameters()) == (explorer.ranks, explorer.parameters)
+            assert (found.nbytes(), lrq.stored_bytes(found.cores[0])) == (explorer.nbytes, explorer.core_nbytes[0])
+            assert [core.shape for core in found.chain()] == found.core_shapes()
+            if explorer.svd_rank:
+                assert svd.reconstruction_error(W) == pytest.approx(explorer.svd_error, **close), explorer
+                assert svd.nbytes() == explorer.svd_nbytes <= explorer.nbytes
+            if n_bits < 32:
+                alone = lrq.QuantizedLinear.from_linear(layer_of(W), n_bits)
+                assert alone.reconstruction_error(W) == pytest.approx(explorer.alone_error, rel=1e-4), explorer
+
+
+def test_the_study_of_trains_does_what_the_layers_do(randn, tmp_path):
+    """Couche par couche ; la table fait une seule TT-SVD pour tous les bits, une seule SVD pour tous les rangs."""
+    W, splits = randn(24, 32), (((4, 8), (6, 4)), ((2, 4, 4), (2, 3, 4)))
+    found = tt_study.study(W, splits)
+    assert found["forme"] == [24, 32]
+    for train, split in zip(found["trains"], splits, strict=True):
+        assert (train["entrées"], train["sorties"]) == split
+        for rank, row in zip(train["rangs"], train["erreurs"], strict=True):
+            for n_bits, error in zip(tensor_train.BITS, row, strict=True):
+                layer, _ = train_layers(W, *split, rank, n_bits, 1)
+                assert layer.reconstruction_error(W) == pytest.approx(error, abs=2e-6)
+    for rank, row in zip(found["svd"]["rangs"], found["svd"]["erreurs"], strict=True):
+        for n_bits, error in zip(tensor_train.BITS, row, strict=True):
+            _, svd = train_layers(W, *splits[0], 1, n_bits, rank)
+            assert svd.reconstruction_error(W) == pytest.approx(error, abs=2e-6)
+    for n_bits, error in zip(tensor_train.BITS[:-1], found["seule"], strict=True):
+        assert lrq.QuantizedLinear.from_linear(layer_of(W), n_bits).reconstruction_error(W) == pytest.approx(
+            error, abs=2e-6
+        )
+    tt_study.write({"matrices": [found]}, tmp_path / "table.json")
+    text = (tmp_path / "table.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(json.dumps({"matrices": [found]}))
+    assert f"[{', '.join(map(str, found['seule']))}]" in text
+
+
+def test_the_study_stops_where_the_train_is_exact(randn):
+    """Au rang exact ; au-delà, les directions en trop ne sont que des arrondis, que la jauge ôte, et l'étude refuse."""
+    cores = [randn(1, 4, 3, 2), randn(2, 4, 5, 1)]
+    W = lrq.tt_matrix_contract(cores)
+    train = tt_study.train_study(W, (4, 4), (3, 5))
+    assert train["rangs"] == [1, 2]
+    assert train["erreurs"][1][-1] < tt_study.EXACT < train["erreurs"][0][-1]
+    with pytest.raises(ValueError, match="rank : reçu 5, attendu des liens"):
+        tt_study.train_errors(W, (4, 4), (3, 5), 5)
+
+
+def test_the_table_of_trains_is_whole_and_small(train_matrices):
+    assert list(TRAINS) == list(tt_study.MATRICES) == list(tensor_train.PROMPTS)
+    for name, record in TRAINS.items():
+        assert record["forme"] == list(train_matrices[name].shape)
+        assert [len(train["entrées"]) for train in record["trains"]] == [2, 3, 4]
+        for part in (*record["trains"], record["svd"]):
+            assert part["rangs"] == sorted(set(part["rangs"]))
+            assert np.shape(part["erreurs"]) == (len(part["rangs"]), len(tensor_train.BITS))
+        for train in record["trains"]:  # au dernier rang, sans arrondi, rien ne manque
+            assert train["erreurs"][-1][-1] < tt_study.EXACT < train["erreurs"][-2][-1]
+        for explorer in train_states(name):
+            assert 0 <= explorer.error < 1.3
+            assert (explorer.svd_error is None) == (explorer.svd_rank == 0)
+    assert tt_study.TABLE.stat().st_size < 90_000
+    assert tensor_train.load_table()["commande"].endswith(tt_study.__name__)
+    assert state_size(TensorTrainExplorer()) <= STATE_LIMIT
+
+
+def test_no_larger_svd_fits_in_the_bytes_of_a_train(rng):
+    """Pesées par lrq : celle qu'on montre tient, la suivante non."""
+    for n_bits in tensor_train.BITS:
+        m, n, limit = (int(rng.integers(low, high)) for low, high in ((2, 9), (2, 9), (1, 400)))
+        found = tensor_train.rank_within(m, n, n_bits, limit)
+        for rank in range(1, min(m, n) + 1):
+            if n_bits == 32:
+                layer = lrq.CompactSVDLinear(n, m, rank, bias=False)
+            else:
+                layer = lrq.QuantizedLowRankLinear.from_weight_matrix(torch.ones(m, n), rank, n_bits)
+            assert layer.nbytes() == tensor_train.svd_nbytes(m, n, rank, n_bits)
+            assert (layer.nbytes() <= limit) == (rank <= found)
+
+
+@pytest.mark.parametrize(
+    ("trait", "values"),
+    [
+        ("matrix", ["ailleurs", "", 3, None]),
+        ("n_cores", [0, 1, 5, 2.5, "3", None, True]),
+        ("rank", [0, 5, 65, -1, 2.5, "32", None, True, float("nan")]),
+        ("n_bits", [0, 1, 9, 16, 2.5, "4", None, True]),
+    ],
+)
+def test_trains_that_were_not_measured_are_refused(trait, values):
+    explorer = TensorTrainExplorer()
+    for value in values:
+        before = explorer.get_state()
+        with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+            setattr(explorer, trait, value)
+        assert explorer.get_state() == before
+        if value is not None:  # rank=None, matrix=None : au choix de la figure
+            with pytest.raises(traitlets.TraitError, match=rf"^{trait} : reçu .*attendu"):
+                TensorTrainExplorer(**{trait: value})
+
+
+def test_python_and_the_page_set_the_train():
+    explorer, seen = TensorTrainExplorer(), []
+    names = ["matrix", "n_cores", "rank", "n_bits"]
+    explorer.observe(lambda change: seen.append((change["name"], change["new"])), names)
+    explorer.n_bits = 8
+    explorer.set_state({"matrix": "dense 2, bloc 1", "n_cores": 2, "rank": 512})
+    assert set(seen) == {("n_bits", 8), ("matrix", "dense 2, bloc 1"), ("n_cores", 2), ("rank", 512)}
+    with pytest.raises(traitlets.TraitError, match="rank : reçu 96"):
+        explorer.set_state({"matrix": "query, bloc 1", "n_cores": 3, "rank": 96})
+    with pytest.raises(traitlets.TraitError, match="matrix : reçu 'ailleurs'"):
+        explorer.set_state({"matrix": "ailleurs", "n_cores": 3, "rank": 96})
+    assert [getattr(explorer, name) for name in names] == ["dense 2, bloc 1", 2, 512, 8]
+
+
+def test_another_split_takes_the_closest_rank():
+    explorer = TensorTrainExplorer(n_cores=2, rank=256)
+    explorer.n_cores = 3
+    assert (explorer.rank, explorer.ranks) == (64, [36, 64])
+    explorer.matrix = "noyau lisse"
+    assert (explorer.rank, explorer.ranks) == (3, [3, 3])
+    assert TensorTrainExplorer("noyau lisse").rank == 3
+    assert TensorTrainExplorer("noyaux de convolution").rank == 32
+
+
+def test_the_page_gets_the_errors_of_the_trains_in_order(rng):
+    """Par matrice : ses trois découpages, la SVD, puis W seule ; autant de colonnes que de bits, moins une à la fin."""
+    values, bits = np.frombuffer(TensorTrainExplorer()._values, "<f4"), len(tensor_train.BITS)
+    place = 0
+    for record in TRAINS.values():
+        for part in (*record["trains"], record["svd"]):
+            rows = values[place : place + bits * len(part["rangs"])].reshape(-1, bits)
+            assert rows == pytest.approx(np.array(part["erreurs"]), rel=1e-6)
+            place += rows.size
+        assert values[place : place + bits - 1] == pytest.approx(record["seule"], rel=1e-6)
+        place += bits - 1
+    assert place == len(values)
+
+
+def test_train_repr_is_stable_and_tells_the_state():
+    text = repr(TensorTrainExplorer("noyau lisse", 4, 3, 8))
+    assert text == repr(TensorTrainExplorer("noyau lisse", 4, 3, 8))
+    assert re.fullmatch(
+        r"TensorTrainExplorer « noyau lisse », 384 × 384 : 4 cœurs, rangs \(3, 3, 3\), 8 bits : 460 octets, "
+        r"erreur 0,\d % \(aucune SVD n'y tient\)",
+        text,
+    )
+    assert "SVD de rang 89 : " in repr(TensorTrainExplorer())
+
+
+@pytest.mark.parametrize("name", tensor_train.PROMPTS)
+def test_lines_of_the_trains_break_where_they_may(name):
+    prompt = tensor_train.choice(TRAINS[name])["prompt"]
+    assert not re.search(r" [:;?=!]|= ", prompt)
+    assert prompt.replace("\u00a0", " ") == tensor_train.PROMPTS[name].replace("\u00a0", " ")
+
+
+def test_cutting_query_into_a_train_is_never_worth_an_svd():
+    """Ce que cherche l'invitation n'existe pas ; les trains exacts gagnent, mais pèsent plus que W, qui perd moins."""
+    heavy = []
+    for explorer in train_states("query, bloc 1"):
+        m, n = explorer.shape
+        whole = 4 * m * n if explorer.n_bits == 32 else m * n * explorer.n_bits // 8 + 4 * m
+        if explorer.nbytes < whole:
+            assert explorer.error > (1 if explorer.svd_error is None else explorer.svd_error) - 0.01, explorer
+        elif explorer.n_bits > 2 and explorer.svd_error > explorer.error:
+            heavy.append((explorer.n_cores, explorer.rank, explorer.n_bits))
+            assert explorer.alone_error < explorer.error
+    assert {(3, 64, n_bits) for n_bits in (4, 6, 8, 32)} < set(heavy)
+    first = [TensorTrainExplorer(n_cores=d, n_bits=32) for d in (2, 3, 4)]
+    assert all(explorer.error - explorer.svd_error > 0.07 for explorer in first)
+
+
+def test_a_giant_weight_stretches_the_scale_of_every_core(train_matrices):
+    """Deux cœurs sur 4 bits : le rang fait monter l'erreur ; pas sur 8 bits, ni sans ce poids."""
+    explorer = TensorTrainExplorer("dense 2, bloc 1", 2, 2, 4)
+    low = explorer.error
+    explorer.rank = 12
+    assert explorer.error > low + 0.005
+    explorer.n_bits = 8
+    high = explorer.error
+    explorer.rank = 2
+    assert explorer.error > high + 0.02
+    W = train_matrices["dense 2, bloc 1"].clone()
+    giant = W.abs().argmax()
+    assert W.flatten()[giant].abs() > 170 * W.std()
+    W.view(-1)[giant] = 0
+    rows = [tt_study.train_errors(W, *explorer.dims, rank)[tensor_train.BITS.index(4)] for rank in (2, 12)]
+    assert rows[0] > rows[1] + 0.01
+
+
+def test_two_cores_of_kernels_are_an_svd_and_three_are_better():
+    for explorer in train_states("noyaux de convolution", (32,)):
+        if explorer.n_cores == 2:
+            assert explorer.svd_rank == explorer.rank
+            assert explorer.error == pytest.approx(explorer.svd_error, abs=2e-6)
+    three = TensorTrainExplorer("noyaux de convolution", 3, 16)
+    assert 0.07 < three.svd_error - three.error < 0.11
+    three.rank = 32
+    assert three.svd_error < three.error + 0.005
+
+
+def test_a_smooth_matrix_is_a_tiny_train():
+    four = TensorTrainExplorer("noyau lisse", 4, 3, 32)
+    assert (four.parameters, four.svd_rank) == (444, 0)
+    assert four.error < tt_study.EXACT
+    assert 4 * math.prod(four.shape) > 300 * four.nbytes
+    svd = TRAINS["noyau lisse"]["svd"]
+    fine = min(rank for rank, row in zip(svd["rangs"], svd["erreurs"], strict=True) if row[-1] < 0.01)
+    assert tensor_train.svd_nbytes(*four.shape, fine, 32) > 50 * four.nbytes
+
+
+def test_noise_tells_what_the_split_does_not_see_in_query():
+    """Deux cœurs, à tous les rangs qui allègent W : sur le bruit, ils se valent ; sur « query », la SVD gagne plus."""
+    for rank in (8, 16, 32, 64, 128):
+        noise, query = (TensorTrainExplorer(name, 2, rank, 32) for name in ("hasard gaussien", "query, bloc 1"))
+        assert abs(noise.error - noise.svd_error) < 0.005
+        assert noise.svd_error - query.svd_error > 2 * (noise.error - query.error) > 0
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

@@ -23,14 +23,14 @@ BITS = (2, 3, 4, 5, 6, 7, 8, FLOAT)
 PROMPTS = {
     "query, bloc 1": "Cherchez, parmi les trois découpages, un rang où le train fasse nettement mieux que la SVD sans "
     "peser plus que W sur autant de bits.",
-    "dense 2, bloc 1": "Avec deux cœurs sur 4 bits, montez le rang de 2 à 12 : l’erreur augmente ! Refaites-le sur "
-    "8 bits. Un poids géant étire l’échelle, unique, de chaque cœur.",
+    "dense 2, bloc 1": "Avec deux cœurs sur 4\u00a0bits, montez le rang de 2 à 12 : l’erreur augmente. Refaites-le sur "
+    "8\u00a0bits. Un poids géant étire l’échelle, unique, de chaque cœur.",
     "noyaux de convolution": "Un vrai tenseur. Avec deux cœurs, le train est la SVD elle-même. Passez à trois, au "
-    "rang 16 : de combien gagne-t-il ? Et au rang 32 ?",
-    "noyau lisse": "Au rang 3, sur 32 bits, le train est exact : en combien de nombres, avec quatre cœurs ? Et combien "
-    "d’octets faut-il à la SVD pour passer sous 1 % ?",
-    "hasard gaussien": "Du bruit : avec deux cœurs, le train et la SVD s’y valent. À réglages égaux, sur « query », de "
-    "combien chacun fait-il mieux ?",
+    "rang\u00a016 : de combien gagne-t-il ? Et au rang\u00a032 ?",
+    "noyau lisse": "Au rang\u00a03, sur 32\u00a0bits, le train est exact : en combien de nombres, avec quatre cœurs ? "
+    "Et combien d’octets faut-il à la SVD pour passer sous 1\u00a0% ?",
+    "hasard gaussien": "Du bruit : avec deux cœurs, le train et la SVD s’y valent. À réglages égaux, sur "
+    "«\u00a0query\u00a0», de combien chacun fait-il mieux ?",
 }
 
 
