@@ -397,7 +397,7 @@ function build(root, model) {
       const y = bottom + 31 + (narrow && k % 2 ? 16 : 0);
       const weight = coreBits[k] / 8;
       return [
-        tick({ x: Math.min(x, width - 3.6 * shapeWord(shape).length), y, "text-anchor": "middle" }, shapeWord(shape)),
+        tick({ x: Math.min(x, width - textWidth(shapeWord(shape)) / 2), y, "text-anchor": "middle" }, shapeWord(shape)),
         under(x, bottom + (narrow ? 63 : 47), "lrq-label budget", weigh(weight)),
       ];
     });
