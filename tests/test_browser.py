@@ -1504,7 +1504,9 @@ def test_the_train_and_python_measure_alike(mounted, rng):
         promises = promised(snippet)
         weighed = explorer.svd_nbytes or tensor_train.svd_nbytes(*explorer.shape, 1, explorer.n_bits)
         assert promises[0] == f"{explorer.ranks} {explorer.parameters}"
-        assert promises[2::2] == [f"{explorer.nbytes} octets", f"{weighed} octets"]
+        lost, sizes = zip(*(line.split(" %, ") for line in promises[1:]), strict=True)
+        assert [float(each) for each in lost] == pytest.approx([100 * error for error in errors], abs=0.51)
+        assert list(sizes) == [f"{explorer.nbytes} octets", f"{weighed} octets"]
         if turn % 5 == 0:
             got = printed(snippet)
             assert len(got) == len(promises)

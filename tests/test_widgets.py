@@ -1481,7 +1481,7 @@ def test_lora_never_weighs_less_than_a_quarter():
 
 
 TRAINS = {record["nom"]: record for record in tensor_train.load_table()["matrices"]}
-CLOSE = 0.25  # les signes des vecteurs singuliers, que choisit la bibliothèque de calcul, changent les arrondis
+CLOSE = 0.05  # d'une machine à l'autre, quelques codes changent
 
 
 @pytest.fixture(scope="module")
@@ -1582,7 +1582,7 @@ def test_the_table_of_trains_is_whole_and_small(train_matrices):
         for train in record["trains"]:  # au dernier rang, sans arrondi, rien ne manque
             assert train["erreurs"][-1][-1] < tt_study.EXACT < train["erreurs"][-2][-1]
         for explorer in train_states(name):
-            assert 0 <= explorer.error < 1.3
+            assert 0 <= explorer.error < 1.5
             assert (explorer.svd_error is None) == (explorer.svd_rank == 0)
     assert tt_study.TABLE.stat().st_size < 90_000
     assert tensor_train.load_table()["commande"].endswith(tt_study.__name__)

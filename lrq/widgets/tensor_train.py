@@ -25,8 +25,8 @@ PROMPTS = {
     "peser plus que W sur autant de bits.",
     "dense 2, bloc 1": "Avec deux cœurs sur 4\u00a0bits, montez le rang de 2 à 12 : l’erreur augmente. Refaites-le sur "
     "8\u00a0bits. Un poids géant étire l’échelle, unique, de chaque cœur.",
-    "noyaux de convolution": "Un vrai tenseur. Avec deux cœurs, le train est la SVD elle-même. Passez à trois, au "
-    "rang\u00a016 : de combien gagne-t-il ? Et au rang\u00a032 ?",
+    "noyaux de convolution": "Un vrai tenseur. Avec deux cœurs, le train est la SVD elle-même, aux arrondis près. "
+    "Passez à trois, au rang\u00a016 : de combien gagne-t-il ? Et au rang\u00a032 ?",
     "noyau lisse": "Au rang\u00a03, sur 32\u00a0bits, le train est exact : en combien de nombres, avec quatre cœurs ? "
     "Et combien d’octets faut-il à la SVD pour passer sous 1\u00a0% ?",
     "hasard gaussien": "Du bruit : avec deux cœurs, le train et la SVD s’y valent. À réglages égaux, sur "
