@@ -57,11 +57,12 @@ livre: $(ENV) _build/.lrq
 	@echo "Le livre est prêt : $(CURDIR)/_build/html/index.html"
 	@echo "Pour l'ouvrir     : $(PYTHON) -m webbrowser \"file://$(CURDIR)/_build/html/index.html\""
 
+# Un ouvrier par cœur : voir tests/conftest.py. Plus de quatre ne se partageraient que la mémoire.
 test: $(ENV)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest --nbval tests notebooks
+	@$(BIN)/pytest -n logical --maxprocesses 4 --nbval tests notebooks
 
 lab: $(ENV)
 	@$(BIN)/jupyter lab

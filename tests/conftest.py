@@ -1,10 +1,12 @@
 """Ce que les tests partagent : des instances fraîches et rejouables, le livre construit, un navigateur.
 
-``LRQ_GRAINE=123 pytest`` refait exactement les mêmes instances.
+``LRQ_GRAINE=123 pytest`` refait exactement les mêmes instances. ``pytest -n 2`` répartit les tests entre deux ouvriers
+(pytest-xdist), sans rien changer à ce qu'ils tirent.
 """
 
 import os
 import random
+import re
 import subprocess
 import sys
 import zlib
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +27,9 @@ from benchmarks import browser as chromium  # noqa: E402
 
 BUILD = "import sys; from jupyter_book.cli.main import main; main(sys.argv[1:])"
 GRAINE = int(os.environ.get("LRQ_GRAINE") or random.SystemRandom().randrange(2**31))
+# Les ouvriers en héritent : mêmes tirages et, comme l'ordre d'un ensemble en dépend, mêmes noms de tests.
+os.environ["LRQ_GRAINE"] = str(GRAINE)
+os.environ.setdefault("PYTHONHASHSEED", str(GRAINE))
 
 
 def pytest_report_header():
@@ -105,6 +112,58 @@ def train(randn):
     return fill
 
 
+# --- des ouvriers -----------------------------------------------------------------------------------------------------
+
+# L'ordre des parts, où chaque ouvrier qui a fini prend la suivante. D'abord la construction du livre, pendant laquelle
+# les autres ont de quoi faire sans lui ; à la fin les fichiers légers, qui ne font attendre personne.
+ORDER = ("test_book", "test_notebooks", "11_", "figures.ipynb", "test_exercises", "test_numerics", "test_orders")
+ORDER += ("test_jupyterlab", "test_widgets", "test_browser", "test_search", "")
+SPLIT = ("test_browser.py", "test_exercises.py", "test_notebooks.py")  # longs, et que rien n'oblige à suivre d'un trait
+PAGE = re.compile(r"(?:(?:book|notebooks)/|11_)[\w/]+")
+
+
+def share(nodeid):
+    """La part d'un test, qu'un seul ouvrier exécute d'un trait : son fichier, carnet compris.
+
+    Dans les fichiers les plus longs, ce n'est que la page ou le carnet dont parle le test ; à défaut, sa fonction.
+    """
+    file, _, test = nodeid.partition("::")
+    if not file.endswith(SPLIT):
+        return file
+    name, _, case = test.partition("[")
+    page = PAGE.search(case)
+    return f"{file}::{page[0] if page else name}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribue des parts entières, dans l'ordre où les ouvriers les ont rangées, et sans toucher aux noms des tests.
+
+    (Les groupes de ``--dist loadgroup`` s'ajoutent aux noms, dont les tirages dépendent.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Shares(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return share(nodeid)
+
+    config.option.loadscopereorder = False
+    return Shares(config, log)
+
+
+def pytest_configure(config):
+    """Un ouvrier ne prend que sa part des cœurs. Les noyaux des carnets, eux, gardent leur nombre de fils."""
+    if hasattr(config, "workerinput"):
+        threads = max(1, (os.cpu_count() or 1) // config.workerinput["workercount"])
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
+
+
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: next(i for i, name in enumerate(ORDER) if name in item.nodeid.partition("::")[0]))
+
+
 # --- le livre et le navigateur ----------------------------------------------------------------------------------------
 
 
@@ -117,15 +176,31 @@ def repository_caches():
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    """Le dossier HTML du livre, construit une fois, cache d'exécution compris, hors du dépôt."""
-    folder = tmp_path_factory.mktemp("livre")
+    """Le dossier HTML du livre, construit une fois, cache d'exécution compris, hors du dépôt.
+
+    Des ouvriers, le premier qui en a besoin le construit ; les autres l'attendent, et apprennent de même son échec.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "livre"
+    told = folder / "echec.txt"
+    with FileLock(f"{folder}.lock"):
+        if not told.exists():
+            folder.mkdir()
+            told.write_text("la construction du livre s'est interrompue", encoding="utf-8")
+            told.write_text(build_faults(folder), encoding="utf-8")
+    faults = told.read_text(encoding="utf-8")
+    assert not faults, faults
+    return folder / "_build" / "html"
+
+
+def build_faults(folder):
+    """Construit le livre dans `folder` ; rend ce qu'il y a à y redire, rien si tout va bien."""
     before = repository_caches()
     command = [sys.executable, "-c", BUILD, "build", ".", "--path-output", str(folder), "-W", "--keep-going"]
-    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    log = f"{build.stdout[-6000:]}\n{build.stderr[-6000:]}"
-    assert build.returncode == 0, log
-    assert repository_caches() == before, "la construction a écrit dans le dépôt"
-    return folder / "_build" / "html"
+    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    if build.returncode:
+        return f"{build.stdout[-6000:]}\n{build.stderr[-6000:]}"
+    return "" if repository_caches() == before else "la construction a écrit dans le dépôt"
 
 
 @pytest.fixture(scope="session")

@@ -316,9 +316,10 @@ def tiny(folder, output="4\n"):
     return path
 
 
-def test_nbval_passes_with_one_thread():
+@every_notebook
+def test_nbval_passes_with_one_thread(path):
     """L'exécution principale a le nombre de fils par défaut ; les sorties ne doivent pas en dépendre."""
-    run = nbval("notebooks", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    run = nbval(path, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
