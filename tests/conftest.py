@@ -116,16 +116,16 @@ def train(randn):
 
 # L'ordre des parts, où chaque ouvrier qui a fini prend la suivante. D'abord la construction du livre, pendant laquelle
 # les autres ont de quoi faire sans lui ; à la fin les fichiers légers, qui ne font attendre personne.
-ORDER = ("test_book", "test_notebooks", "11_", "figures.ipynb", "test_exercises", "test_numerics", "test_orders")
-ORDER += ("test_jupyterlab", "test_widgets", "test_browser", "test_search", "")
-SPLIT = ("test_browser.py", "test_exercises.py", "test_notebooks.py")  # longs, et que rien n'oblige à suivre d'un trait
-PAGE = re.compile(r"(?:(?:book|notebooks)/|11_)[\w/]+")
+ORDER = ("test_book", "notebooks/", "test_exercises", "test_numerics", "test_orders", "test_jupyterlab", "test_widgets")
+ORDER += ("test_browser", "test_search", "")
+SPLIT = ("test_browser.py", "test_exercises.py")  # longs, et que rien n'oblige à suivre d'un trait
+PAGE = re.compile(r"(?:book|notebooks)/[\w/]+")
 
 
 def share(nodeid):
     """La part d'un test, qu'un seul ouvrier exécute d'un trait : son fichier, carnet compris.
 
-    Dans les fichiers les plus longs, ce n'est que la page ou le carnet dont parle le test ; à défaut, sa fonction.
+    Dans les fichiers les plus longs, ce n'est que la page dont parle le test ; à défaut, sa fonction.
     """
     file, _, test = nodeid.partition("::")
     if not file.endswith(SPLIT):
@@ -194,10 +194,11 @@ def book(tmp_path_factory):
 
 
 def build_faults(folder):
-    """Construit le livre dans `folder` ; rend ce qu'il y a à y redire, rien si tout va bien."""
+    """Construit le livre dans `folder`, les carnets sur un seul fil ; rend ce qu'il y a à y redire, ou rien."""
     before = repository_caches()
     command = [sys.executable, "-c", BUILD, "build", ".", "--path-output", str(folder), "-W", "--keep-going"]
-    build = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    build = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, timeout=1800, check=False)
     if build.returncode:
         return f"{build.stdout[-6000:]}\n{build.stderr[-6000:]}"
     return "" if repository_caches() == before else "la construction a écrit dans le dépôt"
