@@ -1,6 +1,7 @@
 """Les exercices : les solutions passent, chaque faute classique est nommée, rien n'enferme ni ne salit."""
 
 import contextlib
+import itertools
 import math
 import threading
 import time
@@ -11,7 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from lrq import FakeQuantizeModule
+from lrq import (
+    FakeQuantizeModule,
+    QATTTLinear,
+    TTLinear,
+    TTQuantizer,
+    balance_cores,
+    tt_contract,
+    tt_ranks,
+    tt_round,
+)
 from lrq.exercises import EXERCISES, engine, verifier
 from lrq.exercises.engine import same
 from lrq.exercises.section_11_02 import GrandeMatrice
@@ -296,7 +306,89 @@ def one_adapter(adaptateurs, poids):
     return Vh[: len(S)][keep] @ basis, Q @ U[:, : len(S)][:, keep] * S[keep]
 
 
+def tt_weights(cores):
+    """La matrice (out, in) d'un train, tous les liens contractés d'un coup, puis permutée."""
+    whole = cores[0]
+    for core in cores[1:]:
+        whole = torch.tensordot(whole, core, 1)  # (1, i₁, o₁, …, i_k, o_k, r_k)
+    d = len(cores)
+    whole = whole[0, ..., 0].permute(*range(1, 2 * d, 2), *range(0, 2 * d, 2))
+    return whole.reshape(math.prod(whole.shape[:d]), -1)
+
+
+def tt_quantization_aware(cores, x, y, n_bits, steps=200, lr=0.01, scale_learns=True, optimizer=torch.optim.Adam):
+    """Fausse quantification de chaque cœur ; le meilleur pas est gardé, le premier compris."""
+    q = 2 ** (n_bits - 1) - 1
+
+    def fake(t):
+        scale = t.abs().max() / q
+        codes = t / (scale if scale_learns else scale.detach())
+        return (codes + (codes.round() - codes).detach()) * scale
+
+    latent = [core.clone().requires_grad_() for core in cores]
+    optimizer, seen = optimizer(latent, lr=lr), []
+    for _ in range(steps):
+        used = [fake(t) for t in latent]
+        error = (x @ tt_weights(used).T - y).norm() / y.norm()
+        seen.append((error.item(), [t.detach() for t in used]))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    best = min(seen, key=lambda step: step[0])
+    return {"ptq": (seen[0][1], seen[0][0]), "qat": (best[1], best[0])}
+
+
+def numpy_train(T, ranks, share):
+    """TT-SVD en NumPy ; chaque lien laisse S^share à gauche, le reste à droite."""
+    cores, left, before, rest = [], 1, np.ones(1), T
+    for n, rank in zip(T.shape, ranks, strict=False):
+        U, S, Vh = np.linalg.svd(rest.reshape(left * n, -1), full_matrices=False)
+        U, S, rest = U[:, :rank], S[:rank], S[:rank, None] * Vh[:rank]
+        cores.append(U.reshape(left, n, -1) * S**share / before[:, None, None])
+        left, before = len(S), S**share
+    return [*cores, (rest / before[:, None])[:, :, None]]
+
+
+def numpy_contract(cores):
+    total = cores[0]
+    for core in cores[1:]:
+        total = np.tensordot(total, core, 1)
+    return total[0, ..., 0]
+
+
+def reduced_ranks(coeurs, n_bits, marge):
+    """En NumPy, sur les tenseurs écrits en entier ; les rangs par les valeurs singulières."""
+    q = 2 ** (n_bits - 1) - 1
+
+    def grid(cores):
+        return [np.rint(core * q / np.abs(core).max()) * np.abs(core).max() / q for core in cores]
+
+    def error(cores):
+        return np.linalg.norm(numpy_contract(cores) - T) / np.linalg.norm(T)
+
+    coeurs = [core.numpy() for core in coeurs]
+    T, start = numpy_contract(coeurs), grid(coeurs)
+    quantized, limit = numpy_contract(start), (1 + marge) * error(start)
+    unfolded = [quantized.reshape(math.prod(T.shape[:k]), -1) for k in range(1, T.ndim)]
+    values = [np.linalg.svd(M, compute_uv=False) for M in unfolded]
+    trains = [
+        numpy_train(quantized, ranks, share=0)
+        for ranks in itertools.product(*(range(1, core.shape[-1] + 1) for core in coeurs[:-1]))
+        if all(r <= n * before for r, n, before in zip(ranks, T.shape, (1, *ranks), strict=False))
+    ]
+    best = min((train for train in trains if error(train) <= limit), key=lambda train: sum(c.size for c in train))
+    ranks = [core.shape[-1] for core in best[:-1]]
+    reduced = {"apres": best, "avant": numpy_train(T, ranks, share=0)}
+    stored = {key: grid(numpy_train(numpy_contract(train), ranks, share=0.5)) for key, train in reduced.items()}
+    return {
+        "rangs": np.array([np.count_nonzero(S / S[0] > 1e-9) for S in values]),
+        **{key: tuple(torch.tensor(core) for core in cores) for key, cores in stored.items()},
+    }
+
+
 SOLUTIONS = {
+    "9.6.1": tt_quantization_aware,
+    "9.6.2": reduced_ranks,
     "11.1": rank_for_layer,
     "11.2": lora_against_full,
     "11.1.1": rank_for_compression,
@@ -632,6 +724,176 @@ def test_careless_training_is_refused_and_named(carelessness, said, seed):
     bilan = verifier("11.4.2", lambda *args: careless(*args, **carelessness), graine=seed)
     assert not bilan.reussi
     assert said in repr(bilan)
+
+
+def package_layer(cores, x, y, n_bits):
+    """Avec la couche du paquet, dont l'échelle n'a pas de gradient, et un pas qui décroît."""
+    layer = QATTTLinear.from_tt(TTLinear.from_cores(cores), n_bits, gauge=None)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    seen = []
+    for _ in range(200):
+        error = (layer(x) - y).norm() / y.norm()
+        seen.append((error.item(), [core.detach() for core in layer.chain()]))
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        schedule.step()
+    best = min(seen, key=lambda step: step[0])
+    return {"ptq": (seen[0][1], seen[0][0]), "qat": (best[1], best[0])}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "learn",
+    [
+        package_layer,
+        lambda *args: tt_quantization_aware(*args, scale_learns=False),
+        lambda *args: tt_quantization_aware(*args, steps=400, lr=0.002),
+        lambda *args: tt_quantization_aware(
+            *args, lr=0.03, optimizer=lambda latent, lr: torch.optim.SGD(latent, lr, momentum=0.9)
+        ),
+        lambda cores, x, y, n_bits: tt_quantization_aware([c.double() for c in cores], x.double(), y.double(), n_bits),
+    ],
+)
+def test_train_may_be_learned_in_many_ways(learn, seed):
+    bilan = verifier("9.6.1", learn, graine=seed)
+    assert bilan.reussi, bilan
+
+
+def careless_train(
+    cores, x, y, n_bits, through=True, in_loop=True, keep=True, copied=True, final=True, only=None, read=tt_weights
+):
+    """QAT d'un train, à une négligence près."""
+    q = 2 ** (n_bits - 1) - 1
+
+    def quantized(t):
+        scale = t.abs().max() / q
+        codes = t / scale
+        return (codes + (codes.round() - codes).detach() if through else codes.round()) * scale
+
+    def error(used):
+        return (x @ read(used).T - y).norm() / y.norm()
+
+    latent = [nn.Parameter(t.clone() if copied else t) for t in cores]
+    optimizer, seen = torch.optim.Adam(latent if only is None else [latent[only]], lr=0.01), []
+    ptq = [quantized(t).detach() for t in cores]
+    for _ in range(200):
+        used = [quantized(t) for t in latent] if in_loop else latent
+        loss = error(used)
+        seen.append((loss.item(), [t.detach().clone() for t in (used if final else latent)]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    best = min(seen, key=lambda step: step[0])[1] if keep else [quantized(t).detach() for t in latent]
+    return {"ptq": (ptq, error(ptq)), "qat": (best, error(best))}
+
+
+def mixed_weights(cores):
+    """Un dépliage des axes qui oublie de permuter."""
+    out = math.prod(core.shape[2] for core in cores)
+    return tt_contract([core.flatten(1, 2) for core in cores]).reshape(out, -1)
+
+
+def reversed_outputs(cores):
+    """Les sorties rangées du dernier cœur au premier."""
+    W, outputs = tt_weights(cores), [core.shape[2] for core in cores]
+    d = len(cores)
+    return W.reshape(*outputs, -1).permute(*range(d)[::-1], d).reshape(W.shape)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("carelessness", "said"),
+    [
+        ({"through": False}, "→ aucun gradient à travers l'arrondi"),
+        ({"in_loop": False, "keep": False}, "→ l'arrondi hors de la boucle"),
+        ({"final": False}, "→ la quantification finale oubliée"),
+        ({"keep": False}, "→ le dernier pas plutôt que le meilleur"),
+        ({"copied": False}, "travaillez sur une copie (clone)"),
+        ({"only": 0}, "→ des cœurs oubliés"),
+        ({"only": -1}, "→ des cœurs oubliés"),
+        ({"read": mixed_weights}, "→ des indices mal rangés"),
+        ({"read": reversed_outputs}, "→ des indices mal rangés"),
+        ({"read": lambda cores: tt_weights([core.transpose(1, 2) for core in cores])}, "→ des indices mal rangés"),
+    ],
+)
+def test_careless_train_is_refused_and_named(carelessness, said, seed):
+    bilan = verifier("9.6.1", lambda *args: careless_train(*args, **carelessness), graine=seed)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+def rounded_from_the_right(coeurs, n_bits, marge):
+    """Par le paquet, mais la TT-SVD commence par le dernier cœur."""
+
+    def flip(cores):
+        return [core.transpose(0, 2).contiguous() for core in reversed(cores)]
+
+    def cut(cores, ranks):
+        return flip(tt_round(flip(cores), list(ranks)[::-1]))
+
+    def grid(cores):
+        quantizer = TTQuantizer(n_bits)
+        return quantizer.dequantize_tt_cores(*quantizer.quantize_tt_cores(cores))
+
+    def error(cores):
+        return (tt_contract(cores) - T).norm() / T.norm()
+
+    T, start = tt_contract(coeurs), grid(coeurs)
+    possible = itertools.product(*(range(1, r + 1) for r in tt_ranks(coeurs)))
+    trains = [
+        train for train in (cut(start, ranks) for ranks in possible) if error(train) <= (1 + marge) * error(start)
+    ]
+    least = min(trains, key=lambda train: sum(core.numel() for core in train))
+    reduced = {"apres": least, "avant": cut(coeurs, tt_ranks(least))}
+    return {
+        "rangs": tt_ranks(tt_round(start, error=1e-6)),
+        **{key: grid(balance_cores(train)) for key, train in reduced.items()},
+    }
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranks_may_be_reduced_from_either_end(seed):
+    bilan = verifier("9.6.2", rounded_from_the_right, graine=seed)
+    assert bilan.reussi, bilan
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: {**r, "rangs": r["rangs"][:-1]}, "les dépliements de T̂ sont de rangs"),
+        (lambda r: {**r, "apres": r["apres"][:-1]}, "aux dimensions reçues"),
+        (lambda r: {**r, "apres": [c.flatten(1) for c in r["apres"]]}, "aux dimensions reçues"),
+        (lambda r: {**r, "avant": r["apres"]}, "→ avant et après confondus"),
+        (lambda r: {**r, "apres": [2 * c for c in r["apres"]]}, "✗ apres : le train quantifié"),
+    ],
+)
+def test_reduced_train_says_what_is_wrong(change, said, seed):
+    bilan = verifier("9.6.2", lambda *args: change(reduced_ranks(*args)), graine=seed)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_lessons_of_the_trains_hold_on_every_instance(seed):
+    """Tournés, les cœurs s'arrondissent mieux et gardent tous leurs rangs ; orthonormés, ils en perdent."""
+    first, second, third, fourth = EXERCISES["9.6.2"].cases(torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(tt_contract(first.args[0]), tt_contract(second.args[0]))
+    answers = [reduced_ranks(*case.args) for case in (first, second, third)]
+    assert list(answers[0]["rangs"]) != [5, 5] == list(answers[1]["rangs"]) == list(answers[2]["rangs"])
+    assert [core.shape[-1] for core in answers[2]["apres"]] == [5, 5, 1]
+    whole = sum(core.numel() for core in first.args[0])
+    for answer in answers[:2]:
+        assert sum(core.numel() for core in answer["apres"]) < whole
+    errors = []
+    for cores, n_bits, _ in (first.args, second.args):
+        quantizer = TTQuantizer(n_bits)
+        noisy = quantizer.dequantize_tt_cores(*quantizer.quantize_tt_cores(cores))
+        errors.append(float((tt_contract(noisy) - tt_contract(cores)).norm() / tt_contract(cores).norm()))
+    assert errors[1] < errors[0]
+    assert len(fourth.args[0]) == 4
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .engine import Bilan, Exercise, verify
+from .section_09_06 import EXERCISE_9_6_1, EXERCISE_9_6_2
 from .section_11_00 import EXERCISE_11_1
 from .section_11_01 import EXERCISE_11_1_1, EXERCISE_11_1_2, EXERCISE_11_1_3
 from .section_11_02 import EXERCISE_11_2_1, EXERCISE_11_2_2, EXERCISE_11_2_3
@@ -14,6 +15,8 @@ from .section_11_05 import EXERCISE_11_5_1, EXERCISE_11_5_2, EXERCISE_11_5_3
 EXERCISES: dict[str, Exercise] = {
     exercise.number: exercise
     for exercise in (
+        EXERCISE_9_6_1,
+        EXERCISE_9_6_2,
         EXERCISE_11_1,
         EXERCISE_11_2,
         EXERCISE_11_1_1,
