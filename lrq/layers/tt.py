@@ -1,6 +1,7 @@
 """Section 9.6 : une couche linéaire dont les poids sont une matrice en train de tenseurs."""
 
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Self
 
@@ -12,6 +13,8 @@ from ..tensor_train import check_cores, check_dims, clamped_ranks, tt_matrix_con
 from ..tt_product import apply_cores
 from ..validation import check_input, check_linear
 from .base import CompressedLinear, copy_bias
+
+VERSION = operator.attrgetter("_version")  # qu'augmente tout changement sur place
 
 
 class TTMatrixLinear(CompressedLinear):
@@ -90,7 +93,7 @@ class TTLinear(TTMatrixLinear):
         super().__init__()
         self.set_shapes(input_dims, output_dims, rank)
         self.cache = cache
-        self._dense: tuple[list[tuple[int, int]], Tensor, list[Tensor]] | None = None
+        self._dense: tuple[list[int], Tensor, list[Tensor]] | None = None
         # des poids de variance 2/(in + out), comme ceux de Xavier : ici, la somme de Π r_k produits de d nombres
         paths = math.prod(self.ranks)
         std = (2 / (self.in_features + self.out_features) / paths) ** (1 / (2 * len(self.input_dims)))
@@ -114,7 +117,7 @@ class TTLinear(TTMatrixLinear):
         """Ŵ, gardée tant qu'aucun cœur ne change."""
         cores = self.chain()
         try:
-            key = [(core.data_ptr(), core._version) for core in cores]
+            key = [*map(Tensor.data_ptr, cores), *map(VERSION, cores)]
         except RuntimeError:  # nés sous inference_mode, ils changent sans le dire
             return self.reconstruct_weight()
         if self._dense is None or self._dense[0] != key:
