@@ -5,7 +5,22 @@ import sys
 
 import torch
 
-from . import aware, book, combined, convolution, errors, forward, integer, large, lora, page, rank, startup, storage
+from . import (
+    aware,
+    book,
+    combined,
+    convolution,
+    errors,
+    forward,
+    integer,
+    large,
+    lora,
+    page,
+    rank,
+    startup,
+    storage,
+    tensor_train,
+)
 from .table import render
 
 MODULES = {
@@ -18,6 +33,7 @@ MODULES = {
     "combined": combined,
     "lora": lora,
     "errors": errors,
+    "tensor_train": tensor_train,
     "storage": storage,
     "startup": startup,
     "page": page,
