@@ -8,6 +8,7 @@ import contextlib
 import copy
 import inspect
 import io
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -30,16 +31,22 @@ from lrq import (
     MultiStageFactorizedLinear,
     PerChannel,
     QATLowRankLinear,
+    QATTTLinear,
     QuantizedLinear,
     QuantizedLowRankLayer,
     QuantizedLowRankLinear,
+    QuantizedTTLinear,
     SVDCompressedLinear,
     TruncatedSVDLinear,
+    TTLinear,
+    TTQuantizer,
+    TuckerQuantizer,
     UniformQuantizer,
     analyze_combined_compression,
     analyze_cumulative_error,
     analyze_forward_error,
     analyze_svd_approximation_error,
+    analyze_tn_quantization_impact,
     balanced_factors,
     break_even_rank,
     combined_error_analysis,
@@ -53,6 +60,9 @@ from lrq import (
     singular_values,
     train_qat_low_rank,
     truncated_svd,
+    tt_product,
+    tt_svd,
+    tucker_contract,
 )
 from lrq.models import accuracy, load_digits_data, load_digits_network, load_minilm, load_minilm_weights
 
@@ -1816,7 +1826,7 @@ def test_e11_5_5(query):
 
 @pytest.fixture
 def cores():
-    """Les noyaux de l'exemple du cours."""
+    """Les cœurs de l'exemple du cours."""
     torch.manual_seed(0)
     return [torch.randn(*shape) * 0.1 for shape in ((1, 16, 8), (8, 16, 4), (4, 16, 1))]
 
@@ -1849,7 +1859,7 @@ def test_e9_6_2(cores):
             """,
             cores_tt=cores,
             q_cores=codes,
-            scales=cores,  # une échelle par noyau
+            scales=cores,  # une échelle par cœur
         )
         return lines.original_size / lines.quantized_size
 
@@ -1862,3 +1872,213 @@ def test_e9_6_2(cores):
     says("E9.6-2", "Le 8 est écrit d'avance")
     says("E9.6-2", f"affichée est de ×{fr(theirs(8), 2)} à {fr(8)} bits comme à {fr(4)} bits")
     says("E9.6-2", f"×{fr(ours(8), 2)} à {fr(8)} bits et de ×{fr(ours(4), 2)} à {fr(4)} bits")
+
+
+def fr_shape(shape):
+    """Une forme à la française : $8 × 8 × 8$, en TeX."""
+    return "$" + r" \times ".join(map(str, shape)) + "$"
+
+
+def tt_cores(dims, tt_ranks):
+    """Les cœurs que le cours construit, sans la liste qui les refuse."""
+    lines = course("""
+        def build(input_dims, tt_ranks):
+            cores, prev_rank = [], 1
+            for i, dim in enumerate(input_dims):
+                next_rank = tt_ranks[i] if i < len(tt_ranks) else 1
+                core = nn.Parameter(torch.randn(prev_rank, dim, next_rank))
+                cores.append(core)
+                prev_rank = next_rank
+            return cores
+    """)
+    return lines.build(dims, tt_ranks)
+
+
+def test_e9_6_3():
+    lines = course("""
+        def contract(result, quantized_cores):
+            for i, core in enumerate(quantized_cores):
+                result = torch.tensordot(result, core, dims=([i+1], [1]))
+            return result
+    """)
+    dims, batch = (8, 8, 8), 5
+    x = torch.randn(batch, math.prod(dims))
+    with pytest.raises(RuntimeError, match="contracted dimensions need to match"):
+        lines.contract(x.view(batch, *dims), tt_cores(dims, (4, 4)))
+    says("E9.6-3", f"Pour {x.shape[1]} entrées découpées en {fr_shape(dims)}, au rang 4")
+    theirs = lines.contract(x.view(batch, *dims), tt_cores(dims, (8, 8)))
+    says("E9.6-3", f"au rang 8, les tailles tombent juste par hasard, et la couche rend sans rien dire "
+                   f"{fr(theirs.numel() // batch)} nombres par exemple")  # fmt: skip
+    cores = list(QATTTLinear(dims, dims, tt_ranks=8).cores)
+    y = tt_product(x, cores)
+    W = torch.einsum("xioa,ajpb,bkqy->opqijk", *cores).reshape(512, 512)
+    torch.testing.assert_close(y, x @ W.T, rtol=1e-4, atol=1e-4)
+    says("E9.6-3", f"{x.shape[1]} entrées donnent {y.shape[1]} sorties")
+
+
+def test_e9_6_4():
+    lines = course("""
+        class Layer:
+            def __init__(self, input_dims, output_dims, tt_ranks, n_bits=8):
+                self.cores, prev_rank = [], 1
+                for dim, next_rank in zip(input_dims, (*tt_ranks, 1)):
+                    core = nn.Parameter(torch.randn(prev_rank, dim, next_rank))
+                    self.cores.append(core)
+                    prev_rank = next_rank
+    """)
+    dims, counts, theirs = (8, 8, 8), [], []
+    for output_dims in ((8, 8, 8), (2, 2, 2)):
+        cores = lines.Layer(dims, output_dims, (8, 8)).cores
+        theirs.append(sum(core.numel() for core in cores))
+        layer = QATTTLinear((8, 8, 8), output_dims, tt_ranks=8)
+        counts.append(layer.count_parameters())
+        assert layer(torch.randn(3, math.prod(dims))).shape == (3, math.prod(output_dims))
+    assert theirs[0] == theirs[1]
+    says(
+        "E9.6-4",
+        f"De {math.prod(dims)} entrées vers {8**3} sorties, ou vers {2**3}, la couche a les mêmes {fr(theirs[0])}",
+    )
+    y = torch.einsum("zijk,xia,ajb,bky->zxy", torch.randn(5, *dims), *cores)
+    says("E9.6-4", f"ses cœurs rendent {y[0].numel()} nombre par exemple")
+    says("E9.6-4", f"au même rang 8, il y faut {fr(counts[0])} paramètres dans le premier cas et {fr(counts[1])}")
+
+
+def test_e9_6_5():
+    lines = course("""
+        class Layer(nn.Module):
+            def __init__(self, core):
+                super().__init__()
+                self.cores = nn.ModuleList()
+                self.cores.append(core)
+    """)
+    with pytest.raises(TypeError, match="is not a Module subclass"):
+        lines.Layer(tt_cores((4, 4, 4), (4, 4))[0])
+    input_dims = output_dims = (4, 4, 4)
+    layer = QATTTLinear(input_dims, output_dims, tt_ranks=4)
+    assert isinstance(layer.cores, nn.ParameterList)
+    assert len(list(layer.parameters())) == len(layer.state_dict()) == len(layer.cores)
+    says("E9.6-5", f"les {len(layer.cores)} cœurs de la couche sont des paramètres")
+
+
+def test_e9_6_6():
+    lines = course("""
+        def tensorize(self, x):
+            result = x.view(x.shape[0], *self.input_dims)
+            return result
+    """)
+    dims = (8, 8, 8)
+    x = torch.randn(2, 5, math.prod(dims))
+    with pytest.raises(AttributeError, match="input_dims"):
+        lines.tensorize(SimpleNamespace(), x[0])
+    repaired = SimpleNamespace(input_dims=dims)
+    assert lines.tensorize(repaired, x[0]).shape == (5, *dims)
+    with pytest.raises(RuntimeError, match="invalid for input of size"):
+        lines.tensorize(repaired, x)
+    says("E9.6-6", f"une entrée de forme {fr_shape(x.shape)}")
+    layer = QATTTLinear(dims, dims, tt_ranks=4)
+    y = layer(x)
+    says("E9.6-6", f"les prend toutes, et rend {fr_shape(y.shape)}")
+
+
+def test_e9_6_7():
+    lines = course("""
+        def impact(original_tn, quantized_tn):
+            original_params = sum(p.numel() for p in original_tn.parameters())
+            quantized_params = sum(p.numel() for p in quantized_tn.parameters())
+            original_bits = original_params * 32
+            quantized_bits = quantized_params * 8  # INT8
+            return original_bits / quantized_bits
+    """)
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 24)
+    original = TTLinear.from_linear(linear, (4, 6), (4, 6), 5)
+    assert lines.impact(original, original) == lines.impact(original, copy.deepcopy(original).half())
+    says("E9.6-7", f"toujours de ×{fr(lines.impact(original, original))}")
+    says("E9.6-7", f"« {lines.impact(original, original):.2f}x »")
+    assert analyze_tn_quantization_impact(original, original) == 1
+    assert analyze_tn_quantization_impact(original, copy.deepcopy(original).half()) == 2
+    with pytest.raises(ZeroDivisionError):
+        lines.impact(original, QuantizedTTLinear.from_cores(original.cores, n_bits=4))
+    quantized = QuantizedTTLinear.from_linear(linear, (4, 6), (4, 6), 5, n_bits=4)
+    ratio = analyze_tn_quantization_impact(original, quantized)
+    assert ratio == original.nbytes() / quantized.nbytes()
+    says("E9.6-7", f"« {lines.impact(original, quantized):.2f}x », quand les octets rangés disent ×{fr(ratio, 2)}")
+
+
+def test_e9_6_8():
+    torch.manual_seed(0)
+    dims, ranks, x = (8, 8, 8), (8, 8), torch.randn(64, 512)
+    theirs, ours = [], []
+    for _ in range(50):
+        cores = [core[:, :, None] for core in tt_cores(dims, ranks)]  # une sortie, contractée comme il faut
+        theirs.append(tt_product(x, cores).square().mean().item())
+        ours.append(QATTTLinear(dims, dims, tt_ranks=8)(x).square().mean().item())
+    says("E9.6-8", f"au rang 8, il y en a {math.prod(ranks)}")
+    says("E9.6-8", f"Pour {x.shape[1]} entrées d'écart type unité")
+    says(
+        "E9.6-8", f"un écart type d'environ {fr(np.sqrt(np.mean(theirs)))}, contre {fr(np.sqrt(np.mean(ours)), 1)} dans"
+    )
+    input_dims = output_dims = dims
+    linear = nn.Linear(512, 512)
+    layer = QATTTLinear.from_linear(linear, input_dims, output_dims, tt_ranks=8)
+    start = TTLinear.from_linear(linear, dims, dims, 8)
+    assert relative(start.reconstruct_weight(), layer.reconstruct_weight()) < 0.02
+
+
+def test_e9_6_9():
+    dims = (8, 8, 8)
+    assert tt_cores(dims, [4, 4, 2])[-1].shape == (4, 8, 2)
+    says("E9.6-9", "finit par 2 au lieu de 1")
+    assert [core.shape[2] for core in tt_cores(dims, [4])] == [4, 1, 1]
+    says("E9.6-9", "le second lien vaut 1")
+    for ranks in ([4, 4, 2], [4]):
+        with pytest.raises(ValueError, match=r"^rank : reçu .*, attendu un entier, ou 2, un par lien"):
+            QATTTLinear(dims, dims, ranks)
+    T = torch.randn(dims)
+    says("E9.6-9", f"demande {fr(sum(c.numel() for c in tt_cores(dims, [100, 100])))} paramètres")
+    says("E9.6-9", f"qui n'a que {T.numel()} coefficients")
+    cores = tt_svd(T, rank=100)
+    says("E9.6-9", f"ici, {cores[0].shape[2]} et {cores[1].shape[2]}")
+
+
+def test_e9_6_10():
+    lines = course("""
+        class Theirs:
+            def quantize_tucker(self, q_core, q_factors):
+                return {
+                    'quantized_core': q_core,
+                    'quantized_factors': q_factors,
+                }
+    """)
+    assert [name for name in vars(lines.Theirs) if not name.startswith("_")] == ["quantize_tucker"]
+    torch.manual_seed(0)
+    core, factors = torch.randn(3, 4, 5), [torch.randn(8, r) for r in (3, 4, 5)]
+    whole, quantizer = tucker_contract(core, factors), TuckerQuantizer()
+    quantized = quantizer.quantize_tucker(core, factors, n_bits=4)
+    says("E9.6-10", f"un noyau {fr_shape(core.shape)} et ses facteurs, codés sur {quantized['n_bits']} bits")
+    core, factors = quantizer.dequantize_tucker(quantized)
+    says("E9.6-10", f"rendent leur tenseur à {fr(100 * relative(whole, tucker_contract(core, factors)))} % près")
+
+
+def test_e9_6_11(cores):
+    lines = course(
+        """
+        import numpy as np
+        class Theirs:
+            def __init__(self):
+                self.quantizers = {}  # Un quantifier par core
+
+            def quantize_tt_cores(self, cores):
+                quantizers = [UniformQuantizer(n_bits=8) for core in cores]
+                return [q.quantize(core) for q, core in zip(quantizers, cores)]
+        """,
+        UniformQuantizer=UniformQuantizer,
+    )
+    theirs = lines.Theirs()
+    theirs.quantize_tt_cores(cores)
+    assert theirs.quantizers == {}
+    with pytest.raises(NameError, match="nn"):
+        exec("class QATTTLinear(nn.Module): pass", {"torch": torch, "np": np})
+    cores_tt = cores
+    q_cores, scales, zps = TTQuantizer(n_bits=8).quantize_tt_cores(cores_tt)
+    assert len(q_cores) == len(scales) == len(zps) == len(cores)
