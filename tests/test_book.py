@@ -213,6 +213,7 @@ PRINTED = re.compile(
 )
 
 
+@cache
 def prose(html):
     """Les blocs de texte d'une page, le code et les formules remplacés par un signe."""
     page = BeautifulSoup(html, "html.parser")
