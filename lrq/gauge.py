@@ -120,7 +120,7 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
 
 
 def scaled(left: Tensor, core: Tensor, right: Tensor) -> Tensor:
-    """diag(left) G diag(right), d'un cœur (r, …, s)."""
+    """Un cœur (r, …, s) dont les directions du premier lien sont multipliées par `left`, du second par `right`."""
     return left.view(-1, *[1] * (core.ndim - 1)) * core * right
 
 

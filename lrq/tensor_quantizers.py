@@ -55,7 +55,7 @@ class TTQuantizer:
 
         Parameters
         ----------
-        quantized_cores, scales, zero_points
+        quantized_cores, scales, zero_points : trois listes de d Tensor
             Ce que rend :meth:`quantize_tt_cores`.
 
         Returns

@@ -48,7 +48,7 @@ def tt_svd(T: Tensor, rank: int | Sequence[int] | None = None, error: float | No
     list de d Tensor, (r_{k−1}, n_k, r_k), avec r₀ = r_d = 1
         Orthonormés à gauche, sauf le dernier. L'erreur ‖T − T̂‖ est au plus √(Σ_k ε_k²), où ε_k est celle de la SVD du
         k-ième dépliement au même rang : donc au plus √(d − 1) fois la plus petite possible à ces rangs. Avec `error`,
-        elle est au plus error · ‖T‖, à la précision du dtype près.
+        elle est au plus `error` · ‖T‖, à la précision du dtype près.
 
     Raises
     ------

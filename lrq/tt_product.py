@@ -85,7 +85,7 @@ def merge_price(shapes: Shapes) -> float:
 
 
 def pass_price(shapes: Shapes, start: int, stop: int, batch: int) -> float:
-    """Le prix du passage du lot par le groupe de cœurs [start, stop[."""
+    """Le prix du passage du lot par le groupe de cœurs `[start, stop[`."""
     done = batch * math.prod(o for _, _, o, _ in shapes[:start])
     rest = math.prod(i for _, i, _, _ in shapes[stop:])
     inner = shapes[start][0] * math.prod(i for _, i, _, _ in shapes[start:stop])

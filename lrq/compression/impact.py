@@ -13,8 +13,8 @@ def stored_bytes(stored: Any) -> int:
 
     Parameters
     ----------
-    stored : nn.Module, Tensor, QuantizedTensor, ou une liste, un tuple, un dict de ceux-là
-        D'un module, les paramètres et les tampons. Un entier, dans un dict, ne pèse rien.
+    stored : nn.Module, Tensor, QuantizedTensor, ou une liste, un tuple, un dictionnaire de ceux-là
+        D'un module, les paramètres et les tampons. Un entier, dans un dictionnaire, ne pèse rien.
 
     Returns
     -------

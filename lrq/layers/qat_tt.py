@@ -117,7 +117,7 @@ class QATTTLinear(TTLinear):
         Parameters
         ----------
         layer : TTLinear
-        n_bits, per_channel, learned_step, gauge
+        n_bits, per_channel, learned_step, gauge : optionnels
             Comme pour :meth:`from_linear`.
 
         Returns

@@ -113,7 +113,7 @@ class QuantizedTTLinear(TTMatrixLinear):
         ----------
         layer : TTLinear
             Ni changée, ni partagée.
-        n_bits, granularity, clipping, gauge
+        n_bits, granularity, clipping, gauge : optionnels
             Comme pour :meth:`from_cores`.
 
         Returns

@@ -44,7 +44,7 @@ class TTMatrixLinear(CompressedLinear):
         raise TypeError(f"{type(self).__name__} doit définir chain().")
 
     def forward(self, x: Tensor) -> Tensor:
-        """y = x Ŵᵀ + b, cœur après cœur (:func:`~lrq.tt_product.tt_product`)."""
+        """y = x Ŵᵀ + b, cœur après cœur (:func:`~lrq.tt_product`)."""
         y = apply_cores(check_input(x, self.in_features), self.chain())
         return y if self.bias is None else y + self.bias.to(y.dtype)  # un autre, sous torch.autocast
 
