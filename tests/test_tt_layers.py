@@ -842,3 +842,5 @@ def test_a_quantized_layer_starts_from_a_learned_train_with_its_bias(linear):
     assert torch.equal(quantized.reconstruct_weight(), same.reconstruct_weight())
     with pytest.raises(TypeError, match=r"^layer : reçu Linear, attendu TTLinear"):
         QuantizedTTLinear.from_tt(layer)
+    with pytest.raises(TypeError, match=r"^layer : reçu QATTTLinear, dont to_quantized\(\) garde l'arrondi appris"):
+        QuantizedTTLinear.from_tt(QATTTLinear.from_tt(train))

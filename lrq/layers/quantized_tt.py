@@ -122,6 +122,8 @@ class QuantizedTTLinear(TTMatrixLinear):
         """
         if not isinstance(layer, TTLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")
+        if hasattr(layer, "to_quantized"):
+            raise TypeError(f"layer : reçu {type(layer).__name__}, dont to_quantized() garde l'arrondi appris.")
         quantized = cls.from_cores(layer.cores, n_bits, granularity, clipping, gauge)
         quantized.bias = copy_bias(layer)
         return quantized
