@@ -59,7 +59,8 @@ def core_reading(t: Tensor, n_bits: int) -> str:
     if on_grid(t, 4 * q + 3):
         return "des codes de trop"
     sides = t.flatten(0, -2), t.flatten(0, -2).T, t.flatten(1), t.flatten(1).T
-    if any(side.shape[1] > 4 and all(on_grid(row, q) for row in side) for side in sides):  # à une échelle par nombre…
+    long = (side for side in sides if side.shape[1] > 4)  # quelques nombres tombent trop aisément sur une grille
+    if any(all(on_grid(row, q) for row in side) for side in long):
         return "plusieurs échelles"
     return "flottants"
 
