@@ -34,7 +34,7 @@ PLAN = [
 ]
 SILENT_METHODS = {  # rendent None
     *("append", "extend", "update", "remove", "clear", "sort", "add", "close"),
-    *("use_style", "set_printoptions", "filterwarnings", "simplefilter"),
+    *("use_style", "set_printoptions", "set_num_threads", "filterwarnings", "simplefilter"),
 }
 IMAGES = {"image/png", "image/jpeg", "image/svg+xml"}
 CELL_METADATA = {"tags", "mystnb", "editable", "deletable"}
