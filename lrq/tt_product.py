@@ -17,7 +17,7 @@ from .validation import check_input
 
 # Le prix, en multiplications, d'un nombre lu ou écrit, d'un appel à PyTorch, d'une petite matrice d'un lot : mesuré
 # sur un processeur courant. À un facteur deux près, le découpage choisi ne change guère.
-ELEMENT, CALL, ITEM = 32, 300_000, 100_000
+ELEMENT, CALL, ITEM = 56, 300_000, 100_000
 
 Shapes = tuple[tuple[int, int, int, int], ...]
 
