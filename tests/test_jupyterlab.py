@@ -87,11 +87,18 @@ def notebook(browser, tmp_path):
     with jupyterlab(tmp_path) as url:
         context = browser.new_context(viewport={"width": 1280, "height": 1600})
         page = context.new_page()
+        page.add_locator_handler(page.locator("dialog.jp-Dialog"), close)
         page.goto(url.format("essai.ipynb"))
         page.wait_for_function("window.jupyterapp?.restored.then(() => true)", timeout=40_000)
         expect(page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')).to_be_visible(timeout=40_000)
         yield page
         context.close()
+
+
+def close(dialog):
+    """Referme ce que JupyterLab demande quand la machine est chargée (noyau lent, connexion coupée), et le garde."""
+    print("JupyterLab a demandé :", dialog.inner_text())
+    dialog.locator(".jp-mod-accept").click()
 
 
 def cell(page, index):

@@ -549,8 +549,11 @@ def test_pruned_adapters_are_saved_with_their_ranks(net, adapted, batches, tmp_p
     trainer.train(2)
     trainer.save_adapter(tmp_path)
     loaded, x = load_adapter(copy.deepcopy(net), tmp_path), randn(5, 8)
-    assert torch.equal(loaded(x), adapted(x))
     assert [layer.rank for layer in lora_layers(loaded).values()] == list(trainer.ranks().values())
+    for ours, theirs in zip(lora_layers(loaded).values(), lora_layers(adapted).values(), strict=True):
+        assert torch.equal(ours.lora_A, theirs.lora_A)
+        assert torch.equal(ours.lora_B, theirs.lora_B)
+    assert torch.allclose(loaded(x), adapted(x), rtol=1e-5, atol=1e-6)  # au bit près, cela dépend des adresses
 
 
 def test_neither_nan_nor_an_interruption_soils_the_importance(adapted, batches):

@@ -98,6 +98,7 @@ def test_translation_is_complete_and_stable():
         ("pourquoi\n?", "pourquoi\u00a0?"),
         ("« rang » à 99 %", "«\u00a0rang\u00a0» à 99\u00a0%"),
         ("10 616 832 nombres, 250 lignes", "10\u202f616\u202f832 nombres, 250 lignes"),
+        ("au lieu de 2 320. Puis 147 456.", "au lieu de 2\u202f320. Puis 147\u202f456."),
         ("en 2013 400 phrases, 11.1 128", "en 2013 400 phrases, 11.1 128"),
         ("déjà\u202f: 12:30, lrq::svd", "déjà\u202f: 12:30, lrq::svd"),
     ],

@@ -63,7 +63,7 @@ NBSP, NARROW = "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"
 SPACES = [
     (re.compile(r"[ \n](?=[;:!?%»](?!\w))"), NBSP),
     (re.compile(r"(?<=«)[ \n]"), NBSP),
-    (re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d.])"), lambda found: found[0].replace(" ", NARROW)),
+    (re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?!\.?\d)"), lambda found: found[0].replace(" ", NARROW)),
 ]
 NOT_PROSE = (nodes.FixedTextElement, nodes.literal, nodes.math, nodes.raw, addnodes.desc_signature)
 

@@ -84,6 +84,14 @@ def tuning_reading(result: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def tuning_portrait(result: Any, case: Case) -> Any:
+    """Ce qui reconnaît une faute : tout, sauf LoRA après beaucoup de pas.
+
+    Un gradient trop grand d'un facteur y fait diverger A et B, qui ne disent plus alors que les arrondis.
+    """
+    return result if case.args[-1] <= 3 else result | {"lora": None}
+
+
 def tuning_properties(result: Any, case: Case) -> Iterable[Property]:
     """W est jugée par une formule close, A et B par ``torch.autograd``, chaque perte par les poids rendus."""
     W0, x, y, A, alpha, lr, steps = case.args
@@ -247,6 +255,7 @@ EXERCISE_11_2 = Exercise(
     cases=tuning_cases,
     properties=tuning_properties,
     signature=tuning_reading,
+    portrait=tuning_portrait,
     mistakes=(
         Mistake(
             "A nul au départ, comme B",
