@@ -102,8 +102,6 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     ValueError
         Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    check_names(names, modules, "un module")
     waiting: dict[str, list[Tensor]] = {name: [] for name in names}
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(waiting, 0)
@@ -114,28 +112,50 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
         counts[name] += len(x)
         waiting[name].clear()
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def receive(name: str, x: Tensor) -> None:
+        waiting[name].append(x.reshape(-1, x.shape[-1]).clone())  # le réseau peut réécrire x sur place
+        if sum(map(len, waiting[name])) >= CHUNK:
+            fold(name)
+
+    listen(model, names, run, receive)
+    for name, inputs in waiting.items():
+        if inputs:
+            fold(name)
+    return {name: Calibration.from_sum(totals[name], counts[name], f"run, couche {name!r}") for name in waiting}
+
+
+def listen(
+    model: nn.Module, names: Collection[str], run: Callable[[], object], receive: Callable[[str, Tensor], None]
+) -> None:
+    """Appelle ``receive(nom, entrée)`` à chaque entrée que reçoivent les modules nommés pendant ``run()``.
+
+    Raises
+    ------
+    ValueError
+        Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    check_names(names, modules, "un module")
+    silent = set(names)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def hear(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
             x = (args[0] if args else kwargs["input"]).detach()
-            waiting[name].append(x.reshape(-1, x.shape[-1]).clone())  # le réseau peut réécrire x sur place
-            if sum(map(len, waiting[name])) >= CHUNK:
-                fold(name)
+            if x.numel():
+                silent.discard(name)
+                receive(name, x)
 
-        return hook
+        return hear
 
-    hooks = [modules[name].register_forward_pre_hook(listen(name), with_kwargs=True) for name in waiting]
+    hooks = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
     try:
         with torch.no_grad():
             run()
     finally:
-        for hook in hooks:
-            hook.remove()
-    for name, inputs in waiting.items():
-        if inputs:
-            fold(name)
-        if counts[name] == 0:
-            raise ValueError(f"run : la couche {name!r} n'a reçu aucune entrée.")
-    return {name: Calibration.from_sum(totals[name], counts[name], f"run, couche {name!r}") for name in waiting}
+        for handle in hooks:
+            handle.remove()
+    if silent:
+        raise ValueError(f"run : la couche {next(name for name in names if name in silent)!r} n'a reçu aucune entrée.")
 
 
 def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ..quantizers import QuantizedTensor, UniformQuantizer
 from ..svd import working_dtype
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class PackedTensor(nn.Module):
     """Les codes serrés d'un tenseur, ses échelles et ses points zéro ; il suit la couche d'un appareil à l'autre.
@@ -24,7 +26,7 @@ class PackedTensor(nn.Module):
     Attributes
     ----------
     packed : Tensor, (⌈numel · b / 8⌉,), uint8
-    scale : Tensor, forme des échelles, float32 (float64 si le tenseur rendu l'est)
+    scale : Tensor, forme des échelles, float32 (float64 si le tenseur rendu l'est), ou `quantizer.scale_dtype`
     zero_point : Tensor d'octets, même forme, ou None si la grille est symétrique
     """
 
@@ -46,25 +48,30 @@ class PackedTensor(nn.Module):
         scales = quantizer.granularity.scale_shape(self.shape)
         size = -(-self.shape.numel() * quantizer.n_bits // 8)
         self.register_buffer("packed", torch.zeros(size, device=device, dtype=torch.uint8))
-        self.register_buffer("scale", torch.zeros(scales, device=device, dtype=working_dtype(self._like)))
+        kept = quantizer.scale_dtype or working_dtype(self._like)
+        self.register_buffer("scale", torch.zeros(scales, device=device, dtype=kept))
         zero_point = torch.zeros(scales, device=device, dtype=torch.int8 if quantizer.signed else torch.uint8)
         self.register_buffer("zero_point", None if quantizer.symmetric else zero_point)
 
     @classmethod
     def from_tensor(cls, t: Tensor, quantizer: UniformQuantizer, scale: Tensor | None = None) -> "PackedTensor":
         """Quantifie `t`, aux échelles données ou, sinon, à celles que `quantizer` lui trouve."""
-        stored = quantizer.compress(t, scale)
-        kept = cls(quantizer, stored.shape, device=t.device, dtype=stored.dtype)
+        return cls.hold(quantizer.compress(t, scale))
+
+    @classmethod
+    def hold(cls, stored: QuantizedTensor) -> "PackedTensor":
+        """Garde un tenseur déjà quantifié."""
+        kept = cls(stored.quantizer, stored.shape, device=stored.packed.device, dtype=stored.dtype)
         kept.packed, kept.scale, kept.zero_point = stored.packed, stored.scale, stored.zero_point
         return kept
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         scale = self.scale
-        self.scale = scale.view(torch.int64 if scale.dtype == torch.float64 else torch.int32)
+        self.scale = scale.view(INTEGERS[scale.itemsize])
         try:
             super()._apply(fn, recurse)  # half() laisse les entiers : en float16, de petites échelles s'annuleraient
         finally:
-            self.scale = self.scale.view(scale.dtype).to(working_dtype(self._like))
+            self.scale = self.scale.view(scale.dtype).to(self.quantizer.scale_dtype or working_dtype(self._like))
         return self
 
     def codes(self) -> Tensor:
@@ -88,7 +95,8 @@ class PackedTensor(nn.Module):
         """Comment les codes sont rangés : ce qu'il faut savoir pour les relire."""
         q = self.quantizer
         kind = f"{'symétriques' if q.symmetric else 'asymétriques'}, {'signés' if q.signed else 'non signés'}"
-        return f"en {'×'.join(map(str, self.shape))} sur {q.n_bits} bit(s), {kind}, {q.granularity}"
+        scales = "" if q.scale_dtype is None else f", échelles {q.scale_dtype}"
+        return f"en {'×'.join(map(str, self.shape))} sur {q.n_bits} bit(s), {kind}, {q.granularity}{scales}"
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {self.quantizer}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..activation import Calibration
-from ..quantizers import Granularity, PerChannel, PerGroup, UniformQuantizer
+from ..quantizers import Granularity, PerChannel, PerGroup, QuantizedTensor, UniformQuantizer
 from ..validation import check_bits, check_input, check_integer, check_linear
 from .base import CompressedLinear, LowRankLinear, copy_bias
 from .factorized import FactorizedLinear
@@ -27,12 +27,18 @@ class QuantizedLinear(CompressedLinear):
         Qui partage une échelle ; par défaut, une ligne.
     clipping : "min_max", "percentile" ou "mse"
         Voir :class:`~lrq.UniformQuantizer`.
+    quantizer : UniformQuantizer, optionnel
+        À la place des trois précédents : une grille asymétrique, des échelles sur deux octets.
 
     Attributes
     ----------
     packed : PackedTensor
     bias : Parameter, (out,), ou None
+    input_quantizer : ActivationQuantizer ou None
+        Ce qui arrondit aussi les entrées.
     """
+
+    input_quantizer: nn.Module | None
 
     def __init__(
         self,
@@ -44,18 +50,24 @@ class QuantizedLinear(CompressedLinear):
         clipping: str = "min_max",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        quantizer: UniformQuantizer | None = None,
     ):
         super().__init__()
         self.in_features = check_integer(in_features, "in_features")
         self.out_features = check_integer(out_features, "out_features")
-        granularity = PerChannel(0) if granularity is None else granularity
-        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        if quantizer is None:
+            granularity = PerChannel(0) if granularity is None else granularity
+            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         self.packed = PackedTensor(quantizer, (out_features, in_features), device, dtype)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.input_quantizer = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """y = x Ŵᵀ + b, Ŵ déquantifiée."""
-        return F.linear(check_input(x, self.in_features), self.packed.dequantize().to(x.dtype), self.bias)
+        """y = x Ŵᵀ + b, Ŵ déquantifiée, et x arrondie s'il y a de quoi."""
+        x = check_input(x, self.in_features)
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return F.linear(x, self.packed.dequantize().to(x.dtype), self.bias)
 
     def reconstruct_weight(self) -> Tensor:
         return self.packed.dequantize()
@@ -74,6 +86,7 @@ class QuantizedLinear(CompressedLinear):
         n_bits: int = 8,
         granularity: Granularity | None = None,
         clipping: str = "min_max",
+        quantizer: UniformQuantizer | None = None,
     ) -> Self:
         """Quantifie les poids d'une couche, biais recopié.
 
@@ -82,16 +95,25 @@ class QuantizedLinear(CompressedLinear):
         linear_layer : nn.Linear
         n_bits : int, entre 1 et 8
         granularity, clipping : optionnels
+        quantizer : UniformQuantizer, optionnel
+            À la place des trois précédents.
 
         Returns
         -------
         QuantizedLinear
         """
         W = check_linear(linear_layer).weight
-        m, n = W.shape
-        layer = cls(n, m, n_bits, granularity=granularity, clipping=clipping, device="meta")
+        layer = cls(*W.T.shape, n_bits, False, granularity, clipping, device="meta", quantizer=quantizer)
         layer.packed = PackedTensor.from_tensor(W, layer.packed.quantizer)
         layer.bias = copy_bias(linear_layer)
+        return layer
+
+    @classmethod
+    def hold(cls, stored: QuantizedTensor, bias: nn.Parameter | None = None) -> Self:
+        """La couche qui garde des poids (out, in) déjà quantifiés, et ce biais."""
+        layer = cls(*reversed(stored.shape), device="meta", quantizer=stored.quantizer)
+        layer.packed = PackedTensor.hold(stored)
+        layer.bias = bias
         return layer
 
     def extra_repr(self) -> str:
