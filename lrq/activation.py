@@ -147,7 +147,7 @@ def listen(
 
         return hear
 
-    hooks = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in names]
+    hooks = [modules[name].register_forward_pre_hook(hook(name), with_kwargs=True) for name in dict.fromkeys(names)]
     try:
         with torch.no_grad():
             run()

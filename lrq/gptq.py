@@ -58,20 +58,20 @@ def gptq(
     H = damped[order][:, order]
     T = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True).to(scale.dtype)
 
-    left = W[:, order].to(scale.dtype)  # (m, n) : ce qu'il reste à arrondir, reports compris
-    steps = quantizer.spread(scale, W.shape).expand_as(W)[:, order]
-    zeros = quantizer.spread(zero_point, W.shape, "zero_point").expand_as(W)[:, order]
+    # une colonne de W par ligne, pour la vitesse : (n, m)
+    left = W.T[order].to(scale.dtype)  # ce qu'il reste à arrondir, reports compris
+    steps = quantizer.spread(scale, W.shape).expand_as(W).T[order]
+    zeros = quantizer.spread(zero_point, W.shape, "zero_point").expand_as(W).T[order]
     codes = torch.empty_like(left)
     for start in range(0, len(H), BLOCK):
-        block = slice(start, min(start + BLOCK, len(H)))
-        errors = torch.empty_like(left[:, block])  # (m, k)
-        for j in range(block.start, block.stop):
-            w, step, zero = left[:, j], steps[:, j], zeros[:, j]
-            codes[:, j] = quantizer.codes(w, step, zero)
-            e = (w - (codes[:, j] - zero) * step) / T[j, j]
-            left[:, j : block.stop] -= torch.outer(e, T[j, j : block.stop])
-            errors[:, j - start] = e
-        left[:, block.stop :] -= errors @ T[block, block.stop :]  # (m, k) @ (k, reste)
-    found = torch.empty_like(codes)
-    found[:, order] = codes
-    return quantizer.pack(found.to(quantizer.code_dtype), scale, zero_point, W.dtype)
+        stop = min(start + BLOCK, len(H))
+        errors = torch.empty_like(left[start:stop])  # (k, m)
+        for j in range(start, stop):
+            codes[j] = quantizer.codes(left[j], steps[j], zeros[j])
+            e = (left[j] - (codes[j] - zeros[j]) * steps[j]) / T[j, j]
+            left[j:stop] -= torch.outer(T[j, j:stop], e)
+            errors[j - start] = e
+        left[stop:] -= T[start:stop, stop:].T @ errors  # (reste, k) @ (k, m)
+    found = torch.empty_like(W, dtype=quantizer.code_dtype)
+    found[:, order] = codes.T.to(found.dtype)
+    return quantizer.pack(found, scale, zero_point, W.dtype)

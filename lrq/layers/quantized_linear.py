@@ -103,7 +103,8 @@ class QuantizedLinear(CompressedLinear):
         QuantizedLinear
         """
         W = check_linear(linear_layer).weight
-        layer = cls(*W.T.shape, n_bits, False, granularity, clipping, device="meta", quantizer=quantizer)
+        m, n = W.shape
+        layer = cls(n, m, n_bits, False, granularity, clipping, device="meta", quantizer=quantizer)
         layer.packed = PackedTensor.from_tensor(W, layer.packed.quantizer)
         layer.bias = copy_bias(linear_layer)
         return layer
@@ -111,7 +112,8 @@ class QuantizedLinear(CompressedLinear):
     @classmethod
     def hold(cls, stored: QuantizedTensor, bias: nn.Parameter | None = None) -> Self:
         """La couche qui garde des poids (out, in) déjà quantifiés, et ce biais."""
-        layer = cls(*reversed(stored.shape), device="meta", quantizer=stored.quantizer)
+        m, n = stored.shape
+        layer = cls(n, m, device="meta", quantizer=stored.quantizer)
         layer.packed = PackedTensor.hold(stored)
         layer.bias = bias
         return layer

@@ -203,7 +203,7 @@ def margin(W: Tensor, quantizer: UniformQuantizer) -> float:
     shares = torch.linspace(0.01, 1, 100)[:, None]
     grids = quantizer._grid(*(bound * shares for bound in quantizer._bounds(blocks)))
     scale, zero_point = (values[..., None] for values in grids)  # (réductions, blocs, 1)
-    approximation = (quantizer._codes(blocks, scale, zero_point) - zero_point) * scale
+    approximation = (quantizer.codes(blocks, scale, zero_point) - zero_point) * scale
     errors = (approximation.double() - blocks.double()).square().sum(2)
     best, second = errors.sort(0).values[:2]
     return float(((second - best) / second).nan_to_num(0).min())
