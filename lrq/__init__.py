@@ -18,10 +18,22 @@ from .adapters import (
     set_adapter,
     unmerge_adapters,
 )
-from .allocation import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
+from .allocation import allocate_budget, allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank
 from .compression import (
+    BudgetCompression,
     CombinedCompressionPipeline,
+    CompressionCache,
+    CompressionMethod,
+    CompressionPipeline,
+    CompressionReport,
+    GPTQCompression,
     LayerReport,
+    LoRACompression,
+    MemoryEfficientCompression,
+    ParallelCompression,
+    PTQCompression,
+    SVDCompression,
+    TensorTrainCompression,
     analyze_combined_compression,
     analyze_tn_quantization_impact,
     stored_bytes,
@@ -44,6 +56,7 @@ from .gauge import (
     rotate_factors,
     rotate_tucker,
 )
+from .gptq import gptq
 from .layers import (
     CompactSVDLinear,
     FactorizedLinear,
@@ -101,7 +114,7 @@ from .spectrum import (
     stable_rank,
     truncation_errors,
 )
-from .storage import load_weights, save_weights
+from .storage import load_compressed, load_weights, save_weights
 from .svd import balanced_factors, singular_values, truncated_svd
 from .tensor_quantizers import TTQuantizer, TuckerQuantizer
 from .tensor_train import (
@@ -124,19 +137,29 @@ __all__ = [
     "AdaptiveLoRA",
     "ApproximateSVD",
     "ApproximationErrorAnalysis",
+    "BudgetCompression",
     "Calibration",
     "CombinedCompressionPipeline",
     "CompactSVDLinear",
+    "CompressionCache",
+    "CompressionMethod",
+    "CompressionPipeline",
+    "CompressionReport",
     "FactorizedLinear",
     "FakeQuantizeModule",
+    "GPTQCompression",
     "LayerReport",
     "LearnedStepQuantize",
     "LoRAAdapter",
+    "LoRACompression",
     "LoRALayer",
     "LoRAPlus",
     "LoRATrainer",
     "LowRankAnalysis",
+    "MemoryEfficientCompression",
     "MultiStageFactorizedLinear",
+    "PTQCompression",
+    "ParallelCompression",
     "PerChannel",
     "PerGroup",
     "PerTensor",
@@ -149,9 +172,11 @@ __all__ = [
     "QuantizedTTLinear",
     "QuantizedTensor",
     "SVDCompressedLinear",
+    "SVDCompression",
     "SVDConv2d",
     "TTLinear",
     "TTQuantizer",
+    "TensorTrainCompression",
     "TruncatedSVDLinear",
     "TuckerQuantizer",
     "UniformQuantizer",
@@ -159,6 +184,7 @@ __all__ = [
     "adapter_names",
     "adaptive_svd",
     "add_adapter",
+    "allocate_budget",
     "allocate_ranks",
     "analyze_combined_compression",
     "analyze_cumulative_error",
@@ -185,9 +211,11 @@ __all__ = [
     "entropy_rank",
     "find_optimal_rank",
     "gavish_donoho_rank",
+    "gptq",
     "halko_bound",
     "linear_names",
     "load_adapter",
+    "load_compressed",
     "load_weights",
     "lora_layers",
     "low_rank_error",

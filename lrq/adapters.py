@@ -13,7 +13,7 @@ from torch import nn
 
 from .layers import LoRALayer, inside, replace_modules
 from .layers.lora import ADAPTABLE, adapter_weights, max_rank
-from .validation import check_integer
+from .validation import check_integer, listed
 
 Targets = str | Collection[str] | None
 
@@ -111,12 +111,6 @@ def target_names(model: nn.Module, targets: Targets) -> list[str]:
 def ends_with(name: str, target: str) -> bool:
     """Vrai si `target` est le nom, ou sa fin après un point."""
     return name == target or name.endswith(f".{target}")
-
-
-def listed(names: Collection[str], limit: int = 12) -> str:
-    """Les premiers noms d'une liste, pour un refus."""
-    some = ", ".join(repr(name) for name in list(names)[:limit])
-    return (some or "aucune couche") + (f" et {len(names) - limit} autres" if len(names) > limit else "")
 
 
 def clamp_rank(rank: int, layers: Mapping[str, nn.Module]) -> dict[str, int]:

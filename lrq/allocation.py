@@ -138,3 +138,83 @@ def allocate_ranks(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
             ranks[name] += 1
             propose(name)
     return ranks
+
+
+Option = tuple[int, float]  # ce qu'un choix coûte, en octets, et ce qu'il perd
+
+
+def allocate_budget(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, int]:
+    """Choisit une option par couche, pour que la perte totale soit la plus petite sous un budget en octets.
+
+    Chaque couche part de la moins chère. À chaque tour, l'amélioration qui ôte le plus de perte par octet est faite, si
+    elle tient dans ce qui reste. Ne comptent que les options de l'enveloppe convexe : les autres sont battues par un
+    mélange de deux d'entre elles.
+
+    Parameters
+    ----------
+    options : dict nom → suite de (octets, perte)
+        Des pertes qui s'ajoutent d'une couche à l'autre.
+    budget : int
+        Octets en tout.
+
+    Returns
+    -------
+    dict nom → indice de l'option
+        Aucun choix de même coût total ne perd moins ; sous le budget, la perte est la plus petite à une amélioration
+        près.
+
+    Raises
+    ------
+    ValueError
+        Une couche sans option, une perte négative ou non finie, ou un budget que dépassent les moins chères.
+    """
+    budget = check_integer(budget, "budget")
+    hulls = {name: convex_hull(choices, name) for name, choices in options.items()}
+    if not hulls:
+        raise ValueError("options : aucune couche, attendu au moins une.")
+    left = budget - sum(options[name][hull[0]][0] for name, hull in hulls.items())
+    if left < 0:
+        raise ValueError(f"budget : reçu {budget}, attendu au moins {budget - left} octets, le moins cher partout.")
+    steps = dict.fromkeys(hulls, 0)
+    waiting: list[tuple[float, str]] = []
+
+    def cost_and_gain(name: str) -> Option:
+        (cost, loss), (more, less) = (options[name][i] for i in hulls[name][steps[name] : steps[name] + 2])
+        return more - cost, loss - less
+
+    def propose(name: str) -> None:
+        if steps[name] + 1 < len(hulls[name]):
+            cost, gain = cost_and_gain(name)
+            heapq.heappush(waiting, (-gain / cost, name))
+
+    for name in hulls:
+        propose(name)
+    while waiting:
+        _, name = heapq.heappop(waiting)
+        cost, _ = cost_and_gain(name)
+        if cost <= left:  # sinon, la couche en reste là
+            left -= cost
+            steps[name] += 1
+            propose(name)
+    return {name: hull[steps[name]] for name, hull in hulls.items()}
+
+
+def convex_hull(choices: Sequence[Option], name: str) -> list[int]:
+    """Les indices des options de l'enveloppe convexe, de la moins chère à celle qui perd le moins."""
+    if not choices:
+        raise ValueError(f"options[{name!r}] : aucune option, attendu au moins une.")
+    if not all(math.isfinite(loss) and loss >= 0 and cost >= 0 for cost, loss in choices):
+        raise ValueError(f"options[{name!r}] : attendu des octets et des pertes finis, positifs ou nuls.")
+    hull: list[int] = []
+    for i in sorted(range(len(choices)), key=lambda i: choices[i]):
+        if hull and choices[i][1] >= choices[hull[-1]][1]:
+            continue  # plus chère, et ne perd pas moins
+        while len(hull) > 1 and slope(choices, hull[-1], i) >= slope(choices, hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(i)
+    return hull
+
+
+def slope(choices: Sequence[Option], i: int, j: int) -> float:
+    """Ce que l'on gagne par octet en passant de l'option i à l'option j."""
+    return (choices[i][1] - choices[j][1]) / (choices[j][0] - choices[i][0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -81,4 +82,30 @@ def plot_spectra(spectra: Mapping[str, Tensor], title: str, dashed: Sequence[str
         xlim=(0, 1),
     )
     french_axis(axes, x=1)
+    return figure
+
+
+def plot_report(report: Sequence[Any]) -> Figure:
+    """Ce que chaque couche pèse avant (en tirets) et après, et l'erreur de ses poids, l'une sous l'autre.
+
+    Parameters
+    ----------
+    report : suite de LayerReport
+
+    Returns
+    -------
+    Figure
+    """
+    figure, (sizes, errors) = plt.subplots(1, 2, sharey=True, figsize=(7.2, max(2.4, 0.24 * len(report) + 1)))
+    rows = range(len(report))
+    before, after = ([getattr(line, size) / 1000 for line in report] for size in ("dense_nbytes", "nbytes"))
+    sizes.barh(rows, before, fill=False, edgecolor=THEORY, linestyle="--")
+    sizes.barh(rows, after, color=BUDGET)
+    errors.barh(rows, [100 * line.error for line in report], color=ERROR)
+    sizes.set(xlabel="ko, avant (tirets) et après", yticks=rows)
+    sizes.set_yticklabels([line.name for line in report], fontsize=7)
+    sizes.invert_yaxis()
+    errors.set(xlabel="erreur des poids, en %")
+    shrunk = fr(sum(before) / sum(after), 1) if sum(after) else "–"
+    figure.suptitle(f"{len(report)} couches, {shrunk} fois moins d'octets", fontsize=11)
     return figure

@@ -9,13 +9,16 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layers import PackedTensor, meta_copy
+from . import layers, quantizers
+from .layers import ActivationQuantizer, CompressedLayer, PackedTensor, inside, meta_copy, replace_modules
+from .quantizers import Granularity, UniformQuantizer
 
 Metadata = dict[str, str]
 
@@ -39,6 +42,13 @@ def read_safetensors(path: Path, sha256: str | None = None) -> tuple[dict[str, T
     ValueError
         L'empreinte diffère, ou le fichier est tronqué ou n'est pas un safetensors.
     """
+    with opened(path, sha256) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def opened(path: Path, sha256: str | None = None) -> Iterator[Any]:
+    """Un fichier safetensors dont on lit les tenseurs un à un ; mêmes refus que :func:`read_safetensors`."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -49,8 +59,8 @@ def read_safetensors(path: Path, sha256: str | None = None) -> tuple[dict[str, T
         if found != sha256:
             raise ValueError(f"{path} : empreinte sha256 {found}, attendu {sha256} ; ce n'est pas le fichier public.")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
     except SafetensorError as error:
         raise ValueError(f"{path} : fichier tronqué ou qui n'est pas un safetensors ({error}).") from error
 
@@ -74,16 +84,20 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     OSError
         Dossier absent, disque plein, droits insuffisants.
     """
-    from safetensors.torch import save
-
     path = Path(path)
     state = check_model(model).state_dict()
     aliases = shared(state)
     kept = {name: t.detach().cpu() for name, t in state.items() if name not in aliases}
     tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()}  # plus de vues
-    described = json.dumps({"alias": aliases, "codes": layouts(model)}, ensure_ascii=False)
-    content = save(tensors, {"lrq": described + digest(tensors, described)})  # une seule clé : leur ordre varierait
-    write_whole({path: content})
+    write_whole({path: sealed(tensors, {"alias": aliases, "codes": layouts(model), "layers": recipes(model)})})
+
+
+def sealed(tensors: dict[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """Un fichier safetensors : des tenseurs, la description de ce qu'ils sont, et le sceau des deux."""
+    from safetensors.torch import save
+
+    described = json.dumps(description, ensure_ascii=False)
+    return save(tensors, {"lrq": described + digest(tensors, described)})  # une seule clé : leur ordre varierait
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
@@ -98,9 +112,10 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 file.write(contents[path])
         for path, whole in waiting.items():
             os.replace(whole, path)
-    except BaseException:
+    except BaseException as error:
         for whole in waiting.values():
             whole.unlink(missing_ok=True)
+        error.add_note(f"Rien n'a été écrit dans {', '.join(map(str, contents))} ; un fichier qui y était demeure.")
         raise
 
 
@@ -131,6 +146,64 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """
     path = Path(path)
     check_model(model)
+    tensors, recorded = read_sealed(path)
+    check_fits(path, meta_copy(model), tensors, recorded["codes"])
+    for name, source in shared(model.state_dict()).items():
+        if name in tensors and tensors[name] is not tensors[source] and not torch.equal(tensors[name], tensors[source]):
+            raise ValueError(f"{path} : {name} et {source} diffèrent, mais le réseau n'en fait qu'un tenseur.")
+    model.load_state_dict(tensors)
+    return model
+
+
+def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Refait un réseau comprimé depuis son fichier ; les poids de l'original n'y servent pas.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Un réseau de l'architecture *originale*, laissé intact ; ses poids peuvent être quelconques, ou sur l'appareil
+        ``meta``.
+    path : chemin
+        Écrit par :func:`save_weights`, ou par ``python -m lrq compress``.
+
+    Returns
+    -------
+    nn.Module
+        Une copie dont les couches sont celles du fichier, en mode évaluation.
+
+    Raises
+    ------
+    TypeError, FileNotFoundError, ValueError
+        Comme :func:`load_weights` ; ou une couche du fichier n'existe pas dans le réseau, ou n'y est pas de la même
+        sorte.
+    """
+    path = Path(path)
+    tensors, recorded = read_sealed(path)
+    blank = meta_copy(check_model(model))
+    new = {name: build(recipe, f"{path} : {name}") for name, recipe in recorded["layers"].items()}
+    present = dict(blank.named_modules(remove_duplicate=False))
+    for name, layer in new.items():
+        check_replaces(path, name, present.get(name), layer)
+    blank = replace_modules(blank, {name: lambda old, layer=layer: layer for name, layer in new.items()})
+    values = dict(model.named_buffers())
+    # un tampon que l'architecture ne garde plus, comme les position_ids de BERT
+    tensors = {name: t for name, t in tensors.items() if name in blank.state_dict() or name not in values}
+    check_fits(path, blank, tensors, recorded["codes"])
+    blank.load_state_dict(tensors, assign=True)
+    for name, buffer in list(blank.named_buffers()):
+        if buffer.is_meta:  # absent des fichiers : recalculé par le constructeur, ou vide
+            parent, _, child = name.rpartition(".")
+            kept = values.get(name)
+            if kept is None or kept.is_meta:
+                if buffer.numel():
+                    raise ValueError(f"model : {name} n'est dans aucun fichier, et n'a pas de valeur ici non plus.")
+                kept = torch.empty(buffer.shape, dtype=buffer.dtype)
+            setattr(blank.get_submodule(parent), child, kept.clone())
+    return blank.eval()
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Les tenseurs d'un fichier, noms partagés compris, et leur description ; refuse un sceau qui ne va pas."""
     tensors, metadata = read_safetensors(path)
     described, seal = metadata.get("lrq", "")[:-64], metadata.get("lrq", "")[-64:]
     if seal != digest(tensors, described):
@@ -139,19 +212,30 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         )
     recorded = json.loads(described)
     tensors |= {name: tensors[source] for name, source in recorded["alias"].items()}
-    blank = meta_copy(model)
+    return tensors, recorded
+
+
+def check_fits(path: Path, blank: nn.Module, tensors: dict[str, Tensor], found: Mapping[str, str]) -> None:
+    """Exige que des tenseurs soient ceux qu'attend un réseau, vide, et ses codes rangés comme il le veut."""
     with contextlib.suppress(RuntimeError):  # ce qui ne va pas se dit plus bas, en français
         blank.load_state_dict({name: t.to("meta") for name, t in tensors.items()}, strict=False)
-    found = recorded["codes"]
     for name, layout in layouts(blank).items():
         if found.get(name, layout) != layout:
             raise ValueError(f"{path} : {name} : reçu des codes rangés {found[name]}, attendu {layout}.")
     compare(str(path), tensors, blank.state_dict())
-    for name, source in shared(model.state_dict()).items():
-        if name in tensors and tensors[name] is not tensors[source] and not torch.equal(tensors[name], tensors[source]):
-            raise ValueError(f"{path} : {name} et {source} diffèrent, mais le réseau n'en fait qu'un tenseur.")
-    model.load_state_dict(tensors)
-    return model
+
+
+def check_replaces(path: Path, name: str, old: nn.Module | None, layer: nn.Module) -> None:
+    """Exige qu'une couche du fichier ait sa place dans le réseau."""
+    if old is None:
+        raise ValueError(f"{path} : la couche {name!r} n'existe pas dans le réseau.")
+    kinds = {"Embedding": nn.Embedding, "Conv2d": nn.Conv2d}
+    expected = next((kind for word, kind in kinds.items() if word in type(layer).__name__), nn.Linear)
+    if not isinstance(old, expected):
+        raise ValueError(
+            f"{path} : {name} : reçu {type(layer).__name__}, qui remplace {expected.__name__}, mais le réseau y a "
+            f"{type(old).__name__}."
+        )
 
 
 def shared(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -180,6 +264,44 @@ def layouts(model: nn.Module) -> dict[str, str]:
     """Comment chaque tenseur quantifié range ses codes."""
     packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedTensor)}
     return {name: module.layout() for name, module in packed.items()}
+
+
+def recipes(model: nn.Module) -> dict[str, Any]:
+    """De quoi refaire chaque couche comprimée, sans ses nombres ; celles qu'une autre contient viennent avec elle."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, CompressedLayer) and not any(inside(name, above) for above in found):
+            found[name] = describe(module)
+    return found
+
+
+def describe(value: Any) -> Any:
+    """Un argument de constructeur, en JSON : nombres et textes tels quels, objets par leur recette."""
+    if isinstance(value, torch.dtype):
+        return {"class": "dtype", "arguments": {"name": str(value).removeprefix("torch.")}}
+    if isinstance(value, Granularity):
+        return {"class": type(value).__name__, "arguments": dict(vars(value))}
+    if isinstance(value, CompressedLayer | ActivationQuantizer | UniformQuantizer):
+        arguments = {name: describe(argument) for name, argument in value.recipe().items()}
+        return {"class": type(value).__name__, "arguments": arguments}
+    return [describe(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def build(described: Any, where: str) -> Any:
+    """L'inverse de :func:`describe`, sur l'appareil ``meta``. Seules les classes de lrq peuvent être nommées."""
+    if isinstance(described, list):
+        return [build(item, where) for item in described]
+    if not isinstance(described, dict):
+        return described
+    kind = described["class"]
+    arguments = {name: build(argument, where) for name, argument in described["arguments"].items()}
+    if kind == "dtype":
+        return getattr(torch, arguments["name"])
+    known = {cls.__name__: cls for cls in [*vars(layers).values(), *vars(quantizers).values()] if isinstance(cls, type)}
+    if not issubclass(known.get(kind, object), CompressedLayer | ActivationQuantizer | UniformQuantizer | Granularity):
+        raise ValueError(f"{where} : reçu une couche {kind!r}, que cette version de lrq ne connaît pas.")
+    with torch.device("meta"):
+        return known[kind](**arguments)
 
 
 def compare(path: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

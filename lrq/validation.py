@@ -238,6 +238,12 @@ def check_names(names: Any, known: Collection[str], what: str) -> None:
         raise ValueError(f"names : {unknown[0]!r} n'est pas {what} du réseau, qui a : {', '.join(known)}.")
 
 
+def listed(names: Collection[str], limit: int = 12) -> str:
+    """Les premiers noms d'une liste, pour un refus."""
+    some = ", ".join(repr(name) for name in list(names)[:limit])
+    return (some or "aucune couche") + (f" et {len(names) - limit} autres" if len(names) > limit else "")
+
+
 def check_bits(n_bits: Any, name: str = "n_bits") -> int:
     """Rend un nombre de bits entre 1 et 8."""
     return check_integer(n_bits, name, 1, 8)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -20,36 +19,9 @@ from ..layers import (
 from ..quantizers import Granularity, UniformQuantizer
 from ..validation import check_bits, check_integer, check_names
 from .impact import stored_bytes
+from .report import CompressionReport, LayerReport, ranks_and_bits
 
 Compress = Callable[[nn.Linear, int, Calibration | None], CompressedLinear]
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """Ce qu'est devenue une couche.
-
-    Attributes
-    ----------
-    name : str
-    shape : tuple (out, in)
-    rank : int
-        Celui demandé, ou min(out, in) s'il est plus petit ; `clamped` le dit.
-    clamped : bool
-    nbytes : int
-        Octets de la nouvelle couche, biais et échelles compris.
-    dense_nbytes : int
-        Octets de l'ancienne.
-    error : float
-        Erreur relative des poids (Frobenius).
-    """
-
-    name: str
-    shape: tuple[int, int]
-    rank: int
-    clamped: bool
-    nbytes: int
-    dense_nbytes: int
-    error: float
 
 
 class CombinedCompressionPipeline:
@@ -64,8 +36,8 @@ class CombinedCompressionPipeline:
 
     Attributes
     ----------
-    report : list[LayerReport]
-        Vide avant le premier appel.
+    report : CompressionReport
+        Une ligne par couche ; vide avant le premier appel.
 
     Raises
     ------
@@ -77,7 +49,7 @@ class CombinedCompressionPipeline:
         if not linear_names(model):
             raise ValueError("model : aucune nn.Linear à comprimer.")
         self.model = model
-        self.report: list[LayerReport] = []
+        self.report = CompressionReport()
 
     def apply_low_rank_then_quantize(
         self,
@@ -196,7 +168,7 @@ class CombinedCompressionPipeline:
         check_names(chosen, present, "une nn.Linear")
         check_names(() if calibration is None else calibration, present, "une nn.Linear")
         check_integer(rank, "rank")
-        report = []
+        report = CompressionReport()
 
         def change(name: str) -> Callable[[nn.Linear], CompressedLinear]:
             def convert(layer: nn.Linear) -> CompressedLinear:
@@ -209,7 +181,8 @@ class CombinedCompressionPipeline:
                     raise
                 dense = sum(p.nbytes for p in layer.parameters())
                 error = smaller.reconstruction_error(layer.weight)
-                report.append(LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error))
+                bits = ranks_and_bits(smaller)[1]
+                report.append(LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error, bits))
                 return smaller
 
             return convert

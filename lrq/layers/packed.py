@@ -78,17 +78,18 @@ class PackedTensor(nn.Module):
         """Les codes, int8 (uint8 s'ils ne sont pas signés)."""
         if self.quantizer.n_bits == 8 and self.quantizer.signed:
             return self.packed.view(torch.int8).view(self.shape)  # à chaque appel d'une couche : rien à déballer
-        return self._stored().codes()
+        return self.stored().codes()
 
     def dequantize(self) -> Tensor:
         """Le tenseur arrondi à la grille."""
-        return self._stored().dequantize()
+        return self.stored().dequantize()
 
     def nbytes(self) -> int:
         """Octets occupés : codes, échelles et points zéro."""
-        return self._stored().nbytes()
+        return self.stored().nbytes()
 
-    def _stored(self) -> QuantizedTensor:
+    def stored(self) -> QuantizedTensor:
+        """Le tenseur quantifié, hors du module : les mêmes octets."""
         return QuantizedTensor(self.quantizer, self.packed, self.scale, self.zero_point, self.shape, self._like.dtype)
 
     def layout(self) -> str:

@@ -1,0 +1,186 @@
+"""Au-delà du cours : un budget en octets pour tout le réseau, et à chaque couche les bits et le rang qu'elle mérite.
+
+L'erreur des sorties est à peu près la racine de la somme des carrés de celles que chaque couche cause à elle seule
+(section 11.5). La perte d'une option est donc ce carré : l'erreur locale de l'option, que la calibration donne sans rien
+exécuter, fois la sensibilité de la couche, mesurée une fois en ne comprimant qu'elle.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..activation import Calibration
+from ..allocation import Option, allocate_budget
+from ..errors import evaluating
+from ..svd import singular_values
+from ..validation import check_integer
+from .batches import check_batches, first_tensor, run_batch
+from .gptq_compression import GPTQCompression
+from .method import Task
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Ce que le budget donne à une couche, et ce qu'elle a vu."""
+
+    bits: int
+    rank: int
+    calibration: Calibration | None
+
+
+class BudgetCompression(GPTQCompression):
+    """Répartit un budget d'octets entre les couches, qu'elle quantifie comme :class:`GPTQCompression`.
+
+    Parameters
+    ----------
+    config : dict
+        ``budget``, les octets que peuvent peser ensemble les couches choisies, biais et échelles compris (obligatoire) ;
+        ``bit_choices`` ((2, 3, 4, 5, 6, 8)) et ``rank_choices`` ((0, 8, 16, 32)), ce que chacune peut recevoir ;
+        ``probe_bits`` (3) et ``probe_batches`` (1), comment mesurer la sensibilité : une couche à la fois, sur les
+        premiers lots. Et les clés de :class:`GPTQCompression`, ``bits`` et ``residual_rank`` à part, que le budget
+        décide.
+
+    Attributes
+    ----------
+    predicted_error : float
+        L'erreur relative des sorties que la répartition prévoit.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "budget": None,
+        "bit_choices": (2, 3, 4, 5, 6, 8),
+        "rank_choices": (0, 8, 16, 32),
+        "probe_bits": 3,
+        "probe_batches": 1,
+    } | {key: value for key, value in GPTQCompression.defaults.items() if key not in ("bits", "residual_rank")}
+
+    predicted_error = math.nan
+
+    def validate_config(self) -> None:
+        settings = self.config
+        for key, most, least in (("bit_choices", 8, 1), ("rank_choices", None, 0)):
+            if not isinstance(settings[key], Sequence) or isinstance(settings[key], str) or not settings[key]:
+                raise TypeError(f"{key} : reçu {settings[key]!r}, attendu une suite d'entiers.")
+            settings[key] = tuple(check_integer(value, key, least, most) for value in settings[key])
+        check_integer(settings["probe_batches"], "probe_batches")
+        check_integer(settings["probe_bits"], "probe_bits", 1, 8)
+        if settings["budget"] is None:
+            raise ValueError("budget : reçu None, attendu les octets que peuvent peser les couches.")
+        check_integer(settings["budget"], "budget")
+        self.config = settings | {"bits": 8, "residual_rank": 0}  # le temps que GPTQCompression vérifie les siens
+        super().validate_config()
+        self.config = settings
+
+    @property
+    def compares(self) -> bool:
+        return True
+
+    @property
+    def adapts_rank(self) -> bool:
+        return True
+
+    @property
+    def observes(self) -> bool:
+        return True
+
+    def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
+        batches = list(check_batches(train_loader, why=" : ils disent ce que chaque couche coûte aux sorties"))
+        super().observe(model, tasks, batches)
+        tasks = [task for task in tasks if not task.note]
+        settings = {task.names[0]: self.settings(task) for task in tasks}
+        local = {task.names[0]: self.losses(task, settings[task.names[0]]) for task in tasks}
+        costs = self.sensitivities(model, tasks, batches)
+        options = {
+            name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()
+        }
+        chosen = allocate_budget(options, self.config["budget"])
+        self.predicted_error = math.sqrt(sum(options[name][i][1] for name, i in chosen.items()))
+        for task in tasks:
+            bits, rank = settings[task.names[0]][chosen[task.names[0]]]
+            task.seen = [Choice(bits, rank, task.heard(i)) for i in range(len(task.layers))]
+
+    def settings(self, task: Task) -> list[tuple[int, int]]:
+        """Les (bits, rang) possibles d'une couche ; un plongement n'a pas de résidu."""
+        weight = task.layer.weight
+        ranks = {min(rank, *weight.shape) for rank in self.config["rank_choices"]}  # type: ignore[union-attr, misc]
+        return [
+            (bits, rank)
+            for bits in self.config["bit_choices"]
+            for rank in (sorted(ranks) if isinstance(task.layer, nn.Linear) else [0])
+        ]
+
+    def losses(self, task: Task, settings: list[tuple[int, int]]) -> list[Option]:
+        """Pour chaque réglage, les octets de la couche et le carré de son erreur locale, résidu compris."""
+        layer, seen = task.layer, task.heard(0)
+        m, n = layer.weight.shape  # type: ignore[union-attr, misc]
+        bias = sum(p.nbytes for p in layer.parameters()) - layer.weight.nbytes  # type: ignore[union-attr, operator]
+        found = []
+        for bits in dict.fromkeys(bits for bits, _ in settings):
+            stored = self.rounded(layer, seen, bits)
+            tails = lost_energy(layer.weight.detach() - stored.dequantize(), layer.weight.detach(), seen)  # type: ignore[operator, union-attr]
+            for rank in (rank for own, rank in settings if own == bits):
+                factors = rank and -(-rank * m * self.config["factor_bits"] // 8) + 4 * m
+                factors += rank and -(-rank * n * self.config["factor_bits"] // 8) + 4 * n
+                found.append((stored.nbytes() + bias + factors, float(tails[rank])))
+        return found
+
+    @torch.no_grad()
+    def sensitivities(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, float]:
+        """Par couche, le carré de l'erreur des sorties quand elle seule est arrondie, sur celui de son erreur locale."""
+        probed = copy.deepcopy(model)
+        few = list(islice(batches, self.config["probe_batches"]))
+
+        def outputs() -> Tensor:
+            return torch.cat([first_tensor(run_batch(probed, batch, index=i)).flatten() for i, batch in enumerate(few)])
+
+        found = {}
+        with evaluating(probed):
+            expected = outputs().double()
+            for task in tasks:
+                weight = probed.get_submodule(task.names[0]).weight
+                kept = weight.data
+                rounded = self.rounded(task.layer, task.heard(0), self.config["probe_bits"]).dequantize()
+                local = float(lost_energy(kept - rounded, kept, task.heard(0))[0])
+                weight.data = rounded
+                error = float((outputs().double() - expected).square().sum() / expected.square().sum())
+                weight.data = kept
+                found[task.names[0]] = error / local if local > 0 else 0.0
+        return found
+
+    def compress_layer(self, layer: nn.Module, seen: Any = None) -> nn.Module:
+        """La couche, avec les bits et le rang que `observe` lui a trouvés.
+
+        Parameters
+        ----------
+        layer : nn.Linear ou nn.Embedding
+        seen : Choice
+
+        Raises
+        ------
+        ValueError
+            Sans `seen` : un budget se répartit entre toutes les couches, pas sur une seule.
+        """
+        if not isinstance(seen, Choice):
+            raise ValueError("seen : rien reçu ; le budget se répartit sur un réseau entier, appelez compress.")
+        return self.assemble(layer, seen.calibration, seen.bits, seen.rank)
+
+
+def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None) -> Tensor:
+    """Ce qui reste, sur les sorties, d'une erreur E une fois ôtées ses r premières directions : (min(m, n) + 1,).
+
+    En part de l'énergie des sorties W x ; sans calibration, de celle des poids.
+    """
+    if seen is not None:
+        E, W = E.double() @ seen.root, W.double() @ seen.root
+    energy = singular_values(E).double().square()
+    tails = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
+    total = W.double().square().sum()
+    return tails / total if total > 0 else tails
+
+

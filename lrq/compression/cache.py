@@ -1,0 +1,131 @@
+"""Ne pas recommencer ce qui a déjà été fait : les couches comprimées, gardées sur le disque."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .method import CompressionMethod, Result, Task
+
+FORMAT = 1  # à augmenter si ce qui est rangé change
+
+
+class CompressionCache:
+    """Un dossier où chaque couche comprimée est rangée, sous une clé qui dit tout ce dont elle dépend.
+
+    La clé est l'empreinte des octets des poids, de la configuration et des versions de lrq et de PyTorch ; pour une
+    méthode qui écoute le réseau, celle, aussi, de tous ses poids et des données. Rien de ce qui change d'un processus
+    à l'autre n'y entre. joblib.Memory écrit chaque entrée à côté, puis la renomme : deux calculs peuvent partager le
+    dossier. Une entrée illisible est refaite.
+
+    Comme tout fichier pickle, une entrée peut exécuter du code en étant relue : ne partagez le dossier qu'avec des
+    gens sûrs.
+
+    Parameters
+    ----------
+    folder : chemin
+        Créé s'il le faut.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        from joblib import Memory
+
+        self.folder = Path(folder)
+        self.memory = Memory(self.folder, verbose=0)
+
+    def clear(self) -> None:
+        """Oublie tout."""
+        self.memory.clear(warn=False)
+
+    def get(self, key: str) -> Result | None:
+        """Ce qui est rangé sous une clé, ou None si rien ne l'est, ou que l'entrée ne se relit pas."""
+        stored = self._stored()
+        if not stored.check_call_in_cache(key):
+            return None
+        try:
+            return stored(key)
+        except Missing:  # l'entrée est abîmée : joblib a voulu refaire le calcul
+            return None
+
+    def run(self, key: str, method: CompressionMethod, task: Task) -> Result:
+        """Le travail d'une couche, fait et rangé, ou relu s'il est déjà là."""
+        return self._stored()(key, method, task)
+
+    def _stored(self) -> Any:
+        return self.memory.cache(compressed_layer, ignore=["method", "task"], verbose=0)
+
+    def __repr__(self) -> str:
+        return f"CompressionCache({str(self.folder)!r})"
+
+
+class Missing(Exception):
+    """On a demandé une entrée sans dire comment la calculer."""
+
+
+def compressed_layer(key: str, method: CompressionMethod | None = None, task: Task | None = None) -> Result:
+    """Ce que joblib.Memory range : le résultat d'une tâche, sous sa clé."""
+    if method is None or task is None:
+        raise Missing(key)
+    return method.run(task)
+
+
+def task_keys(method: CompressionMethod, model: nn.Module, tasks: list[Task], batches: list[Any] | None) -> list[str]:
+    """La clé de chaque tâche."""
+    import lrq
+
+    config = {key: value for key, value in method.config.items() if key != "progress"}
+    if not method.observes:  # alors, chaque couche est seule
+        config = {key: value for key, value in config.items() if key not in ("layers", "exclude")}
+    common = [FORMAT, lrq.__version__, torch.__version__, type(method).__qualname__]
+    described = json.dumps([*common, config], sort_keys=True, default=str)
+    context = digest(chunks([*model.state_dict().items(), *(batches or [])])) if method.observes else ""
+    return [
+        digest([described, context, *names_if(method.observes, task), *chunks(map(layer_state, task.layers))])
+        for task in tasks
+    ]
+
+
+def names_if(wanted: bool, task: Task) -> list[str]:
+    """Les noms d'une tâche, si sa place dans le réseau compte."""
+    return task.names if wanted else []
+
+
+def layer_state(layer: nn.Module) -> list[Any]:
+    """Une couche et tout ce qui la décrit : sa classe, ses réglages, ses nombres."""
+    return [type(layer).__qualname__, layer.extra_repr(), layer.training, *layer.state_dict().items()]
+
+
+def chunks(value: Any) -> Iterator[str | memoryview]:
+    """Un assemblage de tenseurs et de nombres, en morceaux dont aucun ne dépend du processus."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous()
+        yield f"{data.dtype}{tuple(data.shape)}"
+        yield data.reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, str | int | float | bool | None):
+        yield repr(value)
+    elif hasattr(value, "items"):
+        yield "{"
+        yield from chunks(sorted(value.items()))
+        yield "}"
+    elif isinstance(value, Iterable):
+        yield "("
+        for item in value:
+            yield from chunks(item)
+        yield ")"
+    else:
+        raise TypeError(f"train_loader : reçu un {type(value).__name__}, dont on ne sait pas tirer une clé.")
+
+
+def digest(pieces: Iterable[str | memoryview]) -> str:
+    """Empreinte sha256 d'une suite de morceaux."""
+    seal = hashlib.sha256()
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else piece
+        seal.update(f"{len(data)}:".encode())
+        seal.update(data)
+    return seal.hexdigest()

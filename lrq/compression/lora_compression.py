@@ -1,0 +1,88 @@
+"""Section 12.3 : LoRA comme méthode ; le réseau ne maigrit pas, mais presque rien ne reste à entraîner."""
+
+import copy
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..layers import LoRALayer
+from ..layers.lora import max_rank
+from ..validation import check_finite_number, check_integer, listed
+from .impact import stored_bytes
+from .method import CompressionMethod, Task
+from .report import LayerReport
+
+
+class LoRACompression(CompressionMethod):
+    """Chaque nn.Linear visée reçoit un adaptateur ; tout le reste est gelé.
+
+    Parameters
+    ----------
+    config : dict, optionnel
+        ``rank`` (16), ramené couche par couche au plus grand possible ; ``alpha`` (1.0), l'échelle ;
+        ``target_modules``, des morceaux de noms, sans égard aux majuscules. Ceux du cours, ["linear", "attention"],
+        valent par défaut ; là où aucune couche n'est nommée ainsi, toutes les nn.Linear sont adaptées. Et les clés
+        communes, ``layers``, ``exclude``, ``progress``.
+
+    Raises
+    ------
+    ValueError
+        À la compression : une cible que l'on a donnée ne désigne aucune couche.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {"rank": 16, "alpha": 1.0, "target_modules": ["linear", "attention"]}
+
+    def validate_config(self) -> None:
+        super().validate_config()
+        check_integer(self.config["rank"], "rank")
+        check_finite_number(self.config["alpha"], "alpha")
+        targets = self.config["target_modules"]
+        if isinstance(targets, str) or not all(isinstance(t, str) and t for t in targets) or not targets:
+            raise TypeError(f"target_modules : reçu {targets!r}, attendu une liste de morceaux de noms.")
+
+    def select(self, model: nn.Module) -> list[Task]:
+        tasks = super().select(model)
+        targets, default = self.config["target_modules"], self.defaults["target_modules"]
+        names = [name for task in tasks for name in task.names]
+        for target in targets:
+            if list(targets) != default and not any(target.lower() in name.lower() for name in names):
+                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; il y a {listed(names)}.")
+        aimed = [task for task in tasks if any(t.lower() in name.lower() for t in targets for name in task.names)]
+        return aimed or tasks
+
+    def obstacle(self, model: nn.Module, task: Task) -> str:
+        several = "laissée : plusieurs couches ont ce poids" if len(task.layers) > 1 else ""
+        return several or super().obstacle(model, task)
+
+    def compress_layer(self, layer: nn.Module, seen: Any = None) -> LoRALayer:
+        """La couche gelée, et son adaptateur.
+
+        Parameters
+        ----------
+        layer : nn.Linear
+            Ni changée, ni partagée.
+        seen : sans effet
+
+        Returns
+        -------
+        LoRALayer
+        """
+        frozen = copy.deepcopy(layer).requires_grad_(False)
+        return LoRALayer(frozen, min(self.config["rank"], max_rank(frozen)), self.config["alpha"])
+
+    def describe(self, name: str, layer: nn.Module, smaller: nn.Module, seconds: float) -> LayerReport:
+        rank, shape = smaller.rank, tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+        before, after = stored_bytes(layer), stored_bytes(smaller)
+        note = f"{smaller.trainable_parameters()} nombres à entraîner"  # type: ignore[operator]
+        return LayerReport(name, shape, rank, rank < self.config["rank"], after, before, 0.0, None, seconds, note)  # type: ignore[operator, arg-type]
+
+    def settle(self, compressed: nn.Module) -> nn.Module:
+        return freeze(compressed)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Gèle tout ce qui n'est pas un adaptateur."""
+    adapters = {id(p) for layer in model.modules() if isinstance(layer, LoRALayer) for p in layer.adapters.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in adapters)
+    return model

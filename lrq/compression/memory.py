@@ -1,0 +1,69 @@
+"""Comprimer un réseau trop gros pour tenir deux fois en mémoire : couche par couche, dans le réseau lui-même."""
+
+from typing import Any
+
+from torch import nn
+
+from .method import CompressionMethod, replace
+from .report import CompressionReport
+
+
+class MemoryEfficientCompression:
+    """Compression en place : à tout moment, la mémoire tient le réseau et le travail d'une seule couche."""
+
+    @staticmethod
+    def compress_inplace(model: nn.Module, compression_method: CompressionMethod, train_loader: Any = None) -> nn.Module:
+        """Remplace les couches de `model`, l'une après l'autre ; l'ancienne est libérée avant la suivante.
+
+        Ce que la calibration retient (les seconds moments de GPTQ : n² nombres par couche) s'y ajoute, et se libère de
+        même.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Changé. S'il est lui-même la couche à comprimer, la valeur rendue seule la remplace.
+        compression_method : CompressionMethod
+            Son rapport dit ce que chaque couche est devenue.
+        train_loader : lots, optionnel
+            De quoi calibrer.
+
+        Returns
+        -------
+        nn.Module
+            `model`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Comme :meth:`CompressionMethod.compress` ; si c'est en chemin, les couches déjà faites le restent, les
+            autres sont intactes, le réseau marche, et l'erreur porte une note qui dit lesquelles.
+        """
+        method = check_method(compression_method)
+        if method.learns:
+            raise ValueError(f"compression_method : {method} apprend de l'original, que la compression en place efface.")
+        tasks = method.select(model)
+        method.observe(model, tasks, train_loader)
+        report = CompressionReport()
+        bar = method.watched(tasks)
+        total, tasks = len(tasks), tasks[::-1]  # vidée par la fin : une couche faite n'est plus tenue par personne
+        try:
+            while tasks:
+                result = method.run(tasks[-1])
+                model = replace(model, tasks.pop(), result)
+                report.append(result.line)
+                del result
+                next(bar, None)
+        except BaseException as error:
+            done = ", ".join(repr(line.name) for line in report) or "aucune"
+            error.add_note(f"Couches déjà comprimées ({len(report)} sur {total}) : {done}. Les autres sont intactes.")
+            raise
+        finally:
+            method.report = report
+        return method.settle(model)
+
+
+def check_method(method: Any) -> CompressionMethod:
+    """Rend `method` si c'est une méthode de compression."""
+    if not isinstance(method, CompressionMethod):
+        raise TypeError(f"compression_method : reçu {type(method).__name__}, attendu une CompressionMethod.")
+    return method

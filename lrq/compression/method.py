@@ -1,0 +1,373 @@
+"""Section 12.3 : ce que partagent toutes les façons de comprimer un réseau entier.
+
+Comprimer se fait en trois temps : choisir les couches (`select`), les écouter si la méthode a besoin de savoir ce
+qu'elles reçoivent (`observe`), puis les traiter une à une, sans que l'une dépende de l'autre (`run`). C'est ce qui
+permet à `memory.py` de travailler en place et à `parallel.py` de partager le travail.
+"""
+
+import copy
+import difflib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..layers import CompressedLayer, LoRALayer, QuantizedEmbedding, QuantizedLinear, copy_bias, inside
+from ..validation import listed
+from .batches import output_error
+from .impact import stored_bytes
+from .report import CompressionReport, LayerReport, ranks_and_bits
+
+READ_WITHOUT_CALLING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # leurs poids, lus par un noyau rapide
+
+
+@dataclass
+class Task:
+    """Une couche à comprimer.
+
+    Attributes
+    ----------
+    names : tous ses noms ; ceux, aussi, des couches qui ont le même poids
+    layers : la couche, puis les autres couches de même poids
+    seen : ce que `observe` a retenu des entrées de chacune, ou rien
+    note : pourquoi elle sera laissée telle quelle
+    """
+
+    names: list[str]
+    layers: list[nn.Module]
+    seen: list[Any] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def layer(self) -> nn.Module:
+        """La couche."""
+        return self.layers[0]
+
+    def heard(self, i: int) -> Any:
+        """Ce qu'a vu la couche `i`, ou None."""
+        return self.seen[i] if self.seen else None
+
+
+@dataclass
+class Result:
+    """Ce qu'une couche est devenue : de quoi remplacer chacune de celles de la tâche, et une ligne du rapport."""
+
+    layers: list[nn.Module]
+    line: LayerReport = field(repr=False)
+
+
+class CompressionMethod(ABC):
+    """Une façon de comprimer un réseau ; ses sous-classes disent comment traiter une couche.
+
+    Parameters
+    ----------
+    config : dict, optionnel
+        Les clés de `defaults`, et celles que toutes les méthodes acceptent : ``layers`` et ``exclude``, des motifs
+        (« encoder.* ») sur les noms complets des couches ; ``progress``, une barre de progression.
+
+    Attributes
+    ----------
+    config : dict
+        La configuration complète.
+    report : CompressionReport
+        Une ligne par couche, après `compress` ; vide avant.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Clé inconnue (le message propose la plus proche), ou valeur impossible.
+    """
+
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    common: ClassVar[dict[str, Any]] = {"layers": None, "exclude": (), "progress": False}
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: Mapping[str, Any] | None = None):
+        known = self.common | self.defaults
+        self.config = known | check_keys({} if config is None else config, known, type(self).__name__)
+        self.validate_config()
+        self.report = CompressionReport()
+
+    def validate_config(self) -> None:
+        """Refuse une valeur impossible ; une sous-classe y ajoute les siennes."""
+        for key in ("layers", "exclude"):
+            patterns = self.config[key]
+            if isinstance(patterns, str):
+                patterns = self.config[key] = [patterns]
+            if key == "layers" and patterns is None:
+                continue
+            if not isinstance(patterns, Collection) or not all(isinstance(p, str) for p in patterns):
+                raise TypeError(f"{key} : reçu {patterns!r}, attendu des motifs, comme ['encoder.*'].")
+
+    @property
+    def observes(self) -> bool:
+        """Vrai si la méthode a besoin de faire passer des données dans le réseau."""
+        return False
+
+    @property
+    def compares(self) -> bool:
+        """Vrai si ce que devient une couche dépend des autres : `observe` les veut toutes."""
+        return False
+
+    @property
+    def learns(self) -> bool:
+        """Vrai si la méthode a encore besoin du réseau original une fois les couches remplacées."""
+        return False
+
+    # --- les trois temps ---
+
+    def select(self, model: nn.Module) -> list[Task]:
+        """Les couches à comprimer, dans l'ordre du réseau ; celles qu'il faut laisser ont une note qui dit pourquoi.
+
+        Deux couches de même poids ne font qu'une tâche.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `model` n'est pas un nn.Module, n'a aucune couche à comprimer, ou un motif ne désigne rien.
+        """
+        found = dict(compressible(model, self.kinds))
+        if not found:
+            kinds = ", ".join(kind.__name__ for kind in self.kinds)
+            raise ValueError(f"model : {type(model).__name__} n'a aucune couche à comprimer ({kinds}).")
+        for key in ("layers", "exclude"):
+            for pattern in self.config[key] or ():
+                if not any(fnmatchcase(name, pattern) for name in found):
+                    raise ValueError(f"{key} : le motif {pattern!r} ne désigne aucune couche ; il y a {listed(found)}.")
+        tasks: dict[int, Task] = {}
+        for name, module in found.items():
+            if self.wants(name):
+                task = tasks.setdefault(id(getattr(module, "weight", module)), Task([], []))
+                task.names.append(name)
+                if not any(module is other for other in task.layers):
+                    task.layers.append(module)
+        if not tasks:
+            raise ValueError(f"exclude : {list(self.config['exclude'])} ne laisse aucune couche à comprimer.")
+        for task in tasks.values():
+            task.note = self.obstacle(model, task)
+        return list(tasks.values())
+
+    def wants(self, name: str) -> bool:
+        """Vrai si les motifs retiennent ce nom."""
+        layers = self.config["layers"]
+        kept = layers is None or any(fnmatchcase(name, pattern) for pattern in layers)
+        return kept and not any(fnmatchcase(name, pattern) for pattern in self.config["exclude"])
+
+    def obstacle(self, model: nn.Module, task: Task) -> str:
+        """Ce qui oblige à laisser une couche telle quelle, ou rien."""
+        for name in task.names:
+            for above, module in model.named_modules():
+                if isinstance(module, READ_WITHOUT_CALLING) and inside(name, above):
+                    return f"laissée : {type(module).__name__} lit ses poids sans l'appeler"
+        weight = getattr(task.layer, "weight", None)
+        for name, module in model.named_modules(remove_duplicate=False):
+            if any(p is weight for p in module.parameters(recurse=False)) and name not in task.names:
+                return f"laissée : {name!r} a le même poids, et resterait dense"
+        return ""
+
+    def names_of_layers(self, model: nn.Module, task: Task) -> list[str]:
+        """Un nom par couche de la tâche."""
+        return [next(name for name in task.names if model.get_submodule(name) is layer) for layer in task.layers]
+
+    def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
+        """Fait passer les données et range dans chaque tâche ce que sa couche a vu. Rien, par défaut."""
+
+    def run(self, task: Task) -> Result:
+        """Comprime une couche, et mesure ce qu'elle y perd."""
+        layer, name, dense = task.layer, task.names[0], stored_bytes(task.layer)
+        if task.note:
+            shape = tuple(dense_weight(layer).shape)
+            return Result(task.layers, LayerReport(name, shape, None, False, dense, dense, 0.0, note=task.note))
+        started = time.perf_counter()
+        try:
+            smaller = self.compress_layer(layer, task.heard(0))
+            twins = [self.share(smaller, task.layers[i], task.heard(i)) for i in range(1, len(task.layers))]
+        except (TypeError, ValueError) as refusal:
+            refusal.add_note(f"Couche refusée : {name!r}.")
+            raise
+        for new, old in zip([smaller, *twins], task.layers, strict=True):
+            new.train(old.training)
+        return Result([smaller, *twins], self.describe(name, layer, smaller, time.perf_counter() - started))
+
+    # --- ce qu'une méthode dit d'une couche ---
+
+    @abstractmethod
+    def compress_layer(self, layer: nn.Module, seen: Any = None) -> nn.Module:
+        """La couche comprimée, qui ne partage rien avec `layer`, laissée intacte."""
+
+    def share(self, compressed: nn.Module, layer: nn.Module, seen: Any = None) -> nn.Module:
+        """Ce qui remplace `layer`, dont `compressed` tient déjà le poids : il n'est rangé qu'une fois."""
+        if isinstance(layer, nn.Linear) and isinstance(compressed, QuantizedEmbedding):
+            twin: nn.Module = QuantizedLinear.hold(compressed.packed.stored())
+            twin.packed = compressed.packed
+        else:
+            twin = copy.copy(compressed)  # les mêmes tenseurs
+            twin._parameters = dict(compressed._parameters)
+        if hasattr(layer, "bias"):
+            twin.register_parameter("bias", copy_bias(layer))
+        return twin
+
+    def describe(self, name: str, layer: nn.Module, smaller: nn.Module, seconds: float) -> LayerReport:
+        """La ligne du rapport."""
+        rank, bits = ranks_and_bits(smaller)
+        asked, weight = self.config.get("rank"), dense_weight(layer)
+        clamped = isinstance(asked, int) and isinstance(rank, int) and rank < asked and not self.adapts_rank
+        before, after = stored_bytes(layer), stored_bytes(smaller)
+        error = smaller.reconstruction_error(weight)  # type: ignore[operator]
+        notes = [self.remark(layer, smaller), "plus lourde qu'elle n'était" if after > before else ""]
+        note = " ; ".join(filter(None, notes))
+        return LayerReport(name, tuple(weight.shape), rank, clamped, after, before, error, bits, seconds, note)
+
+    @property
+    def adapts_rank(self) -> bool:
+        """Vrai si la méthode choisit le rang de chaque couche."""
+        return False
+
+    def remark(self, layer: nn.Module, smaller: nn.Module) -> str:
+        """Ce que le rapport doit dire d'une couche, ou rien."""
+        return ""
+
+    # --- tout le réseau ---
+
+    def compress(self, model: nn.Module, train_loader: Any = None, val_loader: Any = None) -> nn.Module:
+        """Une copie comprimée du réseau.
+
+        Parameters
+        ----------
+        model : nn.Module
+            Laissé intact.
+        train_loader : lots, optionnel
+            De quoi calibrer ou apprendre, si la méthode le demande : des tenseurs, des (entrées, étiquettes) ou des
+            dictionnaires d'arguments.
+        val_loader : lots, optionnel
+            De quoi mesurer, dans ``report.output_error``, ce que perdent les sorties.
+
+        Returns
+        -------
+        nn.Module
+            Ce qui n'est pas comprimé est une copie ; une couche partagée, ou deux couches de même poids, le demeurent.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Réseau sans couche à comprimer, données absentes, vides ou que le réseau refuse, poids NaN ou infinis ;
+            `report` n'a pas changé.
+        """
+        tasks = self.select(model)
+        self.observe(model, tasks, train_loader)
+        results = [self.run(task) for task in self.watched(tasks)]
+        return self.finish(model, tasks, results, train_loader, val_loader)
+
+    def finish(
+        self, model: nn.Module, tasks: list[Task], results: list[Result], train_loader: Any, val_loader: Any
+    ) -> nn.Module:
+        """Assemble la copie comprimée, et tient le rapport."""
+        compressed = self.settle(rebuilt(model, tasks, results))
+        report = CompressionReport(result.line for result in results)
+        if val_loader is not None:
+            report.output_error = output_error(model, compressed, val_loader)
+        self.report = report
+        return compressed
+
+    def settle(self, compressed: nn.Module) -> nn.Module:
+        """Ce qu'il reste à faire au réseau, ses couches une fois remplacées ; rien, par défaut."""
+        return compressed
+
+    def watched(self, tasks: Collection[Task]) -> Iterator[Task]:
+        """Les tâches, une barre de progression au-dessus si la configuration le veut."""
+        from tqdm.auto import tqdm
+
+        return iter(tqdm(tasks, desc=type(self).__name__, unit="couche", disable=not self.config["progress"]))
+
+    def get_compression_info(self, original_model: nn.Module, compressed_model: nn.Module) -> dict[str, Any]:
+        """Ce que pèsent un réseau et sa version comprimée, tels qu'ils sont rangés.
+
+        Returns
+        -------
+        dict
+            ``original_bytes``, ``compressed_bytes``, ``compression_ratio`` (octets sur octets), ``bits_per_weight``
+            (bits rangés par paramètre de l'original), ``method``, ``config``, ``layers`` (les lignes du rapport).
+        """
+        return compression_info(original_model, compressed_model) | {
+            "method": type(self).__name__,
+            "config": dict(self.config),
+            "layers": list(self.report),
+        }
+
+    def __repr__(self) -> str:
+        changed = {key: value for key, value in self.config.items() if value != (self.common | self.defaults)[key]}
+        return f"{type(self).__name__}({changed})"
+
+
+def compression_info(original_model: nn.Module, compressed_model: nn.Module) -> dict[str, Any]:
+    """Octets des deux réseaux, leur rapport, et les bits rangés par paramètre de l'original."""
+    for name, model in (("original_model", original_model), ("compressed_model", compressed_model)):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{name} : reçu {type(model).__name__}, attendu nn.Module.")
+    before, after = stored_bytes(original_model), stored_bytes(compressed_model)
+    count = sum(p.numel() for p in original_model.parameters())
+    if not before or not after:
+        raise ValueError("original_model, compressed_model : un réseau qui ne pèse rien n'a pas de rapport de tailles.")
+    return {
+        "original_bytes": before,
+        "compressed_bytes": after,
+        "compression_ratio": before / after,
+        "bits_per_weight": 8 * after / max(count, 1),
+    }
+
+
+def dense_weight(layer: Any) -> Tensor:
+    """Les poids d'une couche, dense ou comprimée."""
+    weight = layer.reconstruct_weight() if isinstance(layer, CompressedLayer) else layer.weight
+    return weight.detach()
+
+
+def check_keys(config: Any, known: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Rend la configuration si toutes ses clés sont connues."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config : reçu {type(config).__name__}, attendu un dictionnaire.")
+    for key in config:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Vouliez-vous dire {close[0]!r} ?" if close else ""
+            raise ValueError(f"config : {method} ne connaît pas {key!r}, attendu {', '.join(known)}.{hint}")
+    return dict(config)
+
+
+def compressible(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Les couches de ces sortes, par nom, une couche partagée sous tous les siens ; rien dans une couche comprimée."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")
+    closed: list[str] = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(inside(name, above) for above in closed):
+            continue
+        if isinstance(module, kinds):
+            yield name, module
+        if isinstance(module, CompressedLayer | LoRALayer):
+            closed.append(name)
+
+
+def replace(model: nn.Module, task: Task, result: Result) -> nn.Module:
+    """Met les nouvelles couches à leur place dans `model` ; rend la nouvelle, si c'est lui qu'elle remplace."""
+    for old, smaller in zip(task.layers, result.layers, strict=True):
+        if old is model:
+            return smaller
+        for parent in list(model.modules()):
+            for name, child in list(parent._modules.items()):  # named_children tait le second nom d'un même enfant
+                if child is old:
+                    setattr(parent, name, smaller)
+    return model
+
+
+def rebuilt(model: nn.Module, tasks: list[Task], results: list[Result]) -> nn.Module:
+    """Copie de `model` où chaque couche traitée est la nouvelle : ses anciens poids ne sont pas recopiés."""
+    new: dict[int, Any] = {}
+    for task, result in zip(tasks, results, strict=True):
+        if not task.note:
+            new |= {id(old): smaller for old, smaller in zip(task.layers, result.layers, strict=True)}
+    return copy.deepcopy(model, new)
