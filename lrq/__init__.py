@@ -57,6 +57,7 @@ from .gauge import (
     rotate_tucker,
 )
 from .gptq import gptq
+from .histogram import ActivationHistogram
 from .layers import (
     CompactSVDLinear,
     FactorizedLinear,
@@ -134,6 +135,7 @@ from .tucker import tucker, tucker_contract
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationHistogram",
     "AdaptiveLoRA",
     "ApproximateSVD",
     "ApproximationErrorAnalysis",

@@ -28,6 +28,8 @@ LEVELS = {
     "tucker": 3,
     "quantizers": 4,
     "tensor_quantizers": 4,
+    "gptq": 5,
+    "histogram": 5,
     "layers": 5,
     "errors": 6,
     "storage": 6,
