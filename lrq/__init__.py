@@ -59,6 +59,7 @@ from .gauge import (
 from .gptq import gptq
 from .histogram import ActivationHistogram
 from .layers import (
+    ActivationQuantizer,
     CompactSVDLinear,
     FactorizedLinear,
     FakeQuantizeModule,
@@ -136,6 +137,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ActivationHistogram",
+    "ActivationQuantizer",
     "AdaptiveLoRA",
     "ApproximateSVD",
     "ApproximationErrorAnalysis",

@@ -1,5 +1,6 @@
 """Une couche par idée : sections 11.0 à 11.4, et 9.6."""
 
+from .activation_quantizer import ActivationQuantizer
 from .base import CompressedLayer, CompressedLinear, LowRankLinear
 from .conv import SVDConv2d
 from .factorized import FactorizedLinear, MultiStageFactorizedLinear, compare_factorized_vs_standard
@@ -17,6 +18,7 @@ from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
 from .tt import TTLinear
 
 __all__ = [
+    "ActivationQuantizer",
     "CompactSVDLinear",
     "CompressedLayer",
     "CompressedLinear",
