@@ -45,20 +45,30 @@ FRENCH = {
 def parser() -> argparse.ArgumentParser:
     """Les commandes, leurs options et leur aide."""
     argparse._ = lambda text: FRENCH.get(text, text)  # type: ignore[attr-defined]
-    top = argparse.ArgumentParser(prog="python -m lrq", description="Les spectres d'un fichier de poids, et sa version comprimée.")
+    top = argparse.ArgumentParser(
+        prog="python -m lrq", description="Les spectres d'un fichier de poids, et sa version comprimée."
+    )
     commands = top.add_subparsers(required=True, metavar="commande", dest="commande")
 
-    spectrum = commands.add_parser("spectrum", help="le spectre de chaque matrice", description=(
-        "Pour chaque matrice : les rangs qui gardent 90 et 99 % de l'énergie, celui au-delà duquel deux facteurs pèsent "
-        "plus qu'elle, et son rang stable."
-    ))
+    spectrum = commands.add_parser(
+        "spectrum",
+        help="le spectre de chaque matrice",
+        description=(
+            "Pour chaque matrice : les rangs qui gardent 90 et 99 % de l'énergie, celui au-delà duquel deux facteurs "
+            "pèsent plus qu'elle, et son rang stable."
+        ),
+    )
     spectrum.set_defaults(run=show_spectra)
     spectrum.add_argument("entree", type=Path, metavar="poids.safetensors")
 
-    compress = commands.add_parser("compress", help="une version comprimée", description=(
-        "Comprime les matrices d'un fichier, sans calibration, et garde le reste tel quel. lrq.load_compressed refait "
-        "ensuite le réseau. Un fichier qui existe déjà n'est pas remplacé."
-    ))
+    compress = commands.add_parser(
+        "compress",
+        help="une version comprimée",
+        description=(
+            "Comprime les matrices d'un fichier, sans calibration, et garde le reste tel quel. lrq.load_compressed "
+            "refait ensuite le réseau. Un fichier qui existe déjà n'est pas remplacé."
+        ),
+    )
     compress.set_defaults(run=compress_file)
     compress.add_argument("entree", type=Path, metavar="poids.safetensors")
     compress.add_argument("sortie", type=Path, metavar="petits.safetensors")
@@ -70,26 +80,30 @@ def parser() -> argparse.ArgumentParser:
     choice.add_argument("--rank", type=int, default=64, help="svd, tt : rang (64)")
     choice.add_argument("--error", type=float, help="svd : l'erreur relative à ne pas dépasser, au lieu d'un rang")
     compress.add_argument("--exclude", nargs="+", default=[], metavar="MOTIF", help="couches à laisser")
-    compress.add_argument("--embeddings", nargs="+", default=EMBEDDINGS, metavar="MOTIF", help=(
-        f"les matrices qui sont des plongements ({', '.join(EMBEDDINGS)}) : quantifiées, mais ni svd, ni tt"
-    ))
+    compress.add_argument(
+        "--embeddings",
+        nargs="+",
+        default=EMBEDDINGS,
+        metavar="MOTIF",
+        help=(f"les matrices qui sont des plongements ({', '.join(EMBEDDINGS)}) : quantifiées, mais ni svd, ni tt"),
+    )
     for command in (spectrum, compress):
         command.add_argument("--layers", nargs="+", default=["*"], metavar="MOTIF", help="couches à regarder (toutes)")
     return top
 
 
 METHODS: dict[str, Callable[[argparse.Namespace], CompressionMethod]] = {
-    "quantize": lambda options: GPTQCompression({
-        "rounding": "nearest",
-        "bits": options.bits,
-        "group_size": options.group_size,
-        "residual_rank": options.residual_rank,
-        "embeddings": True,
-    }),
+    "quantize": lambda options: GPTQCompression(
+        {
+            "rounding": "nearest",
+            "bits": options.bits,
+            "group_size": options.group_size,
+            "residual_rank": options.residual_rank,
+            "embeddings": True,
+        }
+    ),
     "svd": lambda options: SVDCompression(
-        {"rank": options.rank}
-        if options.error is None
-        else {"optimize_rank": True, "error_threshold": options.error}
+        {"rank": options.rank} if options.error is None else {"optimize_rank": True, "error_threshold": options.error}
     ),
     "tt": lambda options: TensorTrainCompression({"rank": options.rank}),
 }
@@ -100,7 +114,8 @@ def matrices(file: Any, options: argparse.Namespace) -> list[str]:
     names = [
         key.removesuffix(".weight")
         for key in file.keys()  # noqa: SIM118
-        if key.endswith(".weight") and len(file.get_slice(key).get_shape()) == 2
+        if key.endswith(".weight")
+        and len(file.get_slice(key).get_shape()) == 2
         and file.get_slice(key).get_dtype() in ("F64", "F32", "F16", "BF16")
     ]
     for pattern in (*options.layers, *getattr(options, "exclude", ())):
@@ -125,7 +140,8 @@ def show_spectra(options: argparse.Namespace) -> None:
             S = singular_values(W, name)
             m, n = W.shape
             ranks = "  ".join(f"{rank_for_energy(S, share):>6}" for share in (0.9, 0.99))
-            print(f"{name:{width}}  {f'{m}×{n}':>12}  {ranks}  {fr(break_even_rank(m, n), 1):>9}  {fr(stable_rank(S), 1):>7}")
+            others = f"{fr(break_even_rank(m, n), 1):>9}  {fr(stable_rank(S), 1):>7}"
+            print(f"{name:{width}}  {f'{m}×{n}':>12}  {ranks}  {others}")
 
 
 def compress_file(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     present = dict(blank.named_modules(remove_duplicate=False))
     for name, layer in new.items():
         check_replaces(path, name, present.get(name), layer)
-    blank = replace_modules(blank, {name: lambda old, layer=layer: layer for name, layer in new.items()})
+    blank = replace_modules(blank, {name: partial(other, layer) for name, layer in new.items()})
     values = dict(model.named_buffers())
     # un tampon que l'architecture ne garde plus, comme les position_ids de BERT
     tensors = {name: t for name, t in tensors.items() if name in blank.state_dict() or name not in values}
@@ -200,6 +201,11 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
                 kept = torch.empty(buffer.shape, dtype=buffer.dtype)
             setattr(blank.get_submodule(parent), child, kept.clone())
     return blank.eval()
+
+
+def other(layer: nn.Module, old: nn.Module) -> nn.Module:
+    """Ce par quoi remplacer une couche, quelle qu'elle soit."""
+    return layer
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

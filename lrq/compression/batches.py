@@ -76,7 +76,7 @@ def run_batches(model: nn.Module, loader: Any, name: str = "train_loader") -> No
     """Fait passer tous les lots dans le réseau, en mode évaluation et sans gradient ; refuse s'il n'y en a aucun."""
     count = 0
     with torch.no_grad(), evaluating(model):
-        for count, batch in enumerate(check_batches(loader, name), start=1):  # noqa: B007
+        for count, batch in enumerate(check_batches(loader, name), start=1):
             run_batch(model, batch, name, count - 1)
     if count == 0:
         raise ValueError(f"{name} : aucun lot, attendu au moins un.")

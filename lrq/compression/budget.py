@@ -22,7 +22,8 @@ from ..svd import singular_values
 from ..validation import check_integer
 from .batches import check_batches, first_tensor, run_batch
 from .gptq_compression import GPTQCompression
-from .method import Task
+from .impact import stored_bytes
+from .method import Task, dense_weight
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,7 @@ class BudgetCompression(GPTQCompression):
         settings = {task.names[0]: self.settings(task) for task in tasks}
         local = {task.names[0]: self.losses(task, settings[task.names[0]]) for task in tasks}
         costs = self.sensitivities(model, tasks, batches)
-        options = {
-            name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()
-        }
+        options = {name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()}
         chosen = allocate_budget(options, self.config["budget"])
         self.predicted_error = math.sqrt(sum(options[name][i][1] for name, i in chosen.items()))
         for task in tasks:
@@ -107,8 +106,8 @@ class BudgetCompression(GPTQCompression):
 
     def settings(self, task: Task) -> list[tuple[int, int]]:
         """Les (bits, rang) possibles d'une couche ; un plongement n'a pas de résidu."""
-        weight = task.layer.weight
-        ranks = {min(rank, *weight.shape) for rank in self.config["rank_choices"]}  # type: ignore[union-attr, misc]
+        shape = dense_weight(task.layer).shape
+        ranks = {min(rank, *shape) for rank in self.config["rank_choices"]}
         return [
             (bits, rank)
             for bits in self.config["bit_choices"]
@@ -117,17 +116,16 @@ class BudgetCompression(GPTQCompression):
 
     def losses(self, task: Task, settings: list[tuple[int, int]]) -> list[Option]:
         """Pour chaque réglage, les octets de la couche et le carré de son erreur locale, résidu compris."""
-        layer, seen = task.layer, task.heard(0)
-        m, n = layer.weight.shape  # type: ignore[union-attr, misc]
-        bias = sum(p.nbytes for p in layer.parameters()) - layer.weight.nbytes  # type: ignore[union-attr, operator]
+        layer, seen, W = task.layer, task.heard(0), dense_weight(task.layer)
+        m, n = W.shape
+        bias = stored_bytes(layer) - W.nbytes
         found = []
         for bits in dict.fromkeys(bits for bits, _ in settings):
             stored = self.rounded(layer, seen, bits)
-            tails = lost_energy(layer.weight.detach() - stored.dequantize(), layer.weight.detach(), seen)  # type: ignore[operator, union-attr]
+            tails = lost_energy(W - stored.dequantize(), W, seen)
             for rank in (rank for own, rank in settings if own == bits):
-                factors = rank and -(-rank * m * self.config["factor_bits"] // 8) + 4 * m
-                factors += rank and -(-rank * n * self.config["factor_bits"] // 8) + 4 * n
-                found.append((stored.nbytes() + bias + factors, float(tails[rank])))
+                factors = sum(-(-rank * size * self.config["factor_bits"] // 8) + 4 * size for size in (m, n))
+                found.append((stored.nbytes() + bias + (factors if rank else 0), float(tails[rank])))
         return found
 
     @torch.no_grad()
@@ -143,7 +141,7 @@ class BudgetCompression(GPTQCompression):
         with evaluating(probed):
             expected = outputs().double()
             for task in tasks:
-                weight = probed.get_submodule(task.names[0]).weight
+                weight = probed.get_parameter(f"{task.names[0]}.weight".lstrip("."))
                 kept = weight.data
                 rounded = self.rounded(task.layer, task.heard(0), self.config["probe_bits"]).dequantize()
                 local = float(lost_energy(kept - rounded, kept, task.heard(0))[0])
@@ -182,5 +180,3 @@ def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None) -> Tensor:
     tails = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
     total = W.double().square().sum()
     return tails / total if total > 0 else tails
-
-

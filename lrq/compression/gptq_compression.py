@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ..activation import Calibration
 from ..gptq import gptq
-from ..layers import QuantizedEmbedding, QuantizedLinear, QuantizedLowRankLinear, QuantizedResidualLinear, copy_bias
+from ..layers import QuantizedEmbedding, QuantizedLinear, QuantizedLowRankLinear, QuantizedResidualLinear
+from ..layers.base import copy_bias
 from ..quantizers import CLIPPINGS, Granularity, PerChannel, PerGroup, QuantizedTensor, UniformQuantizer
 from ..validation import check_bits, check_choice, check_integer, check_linear, check_positive
-from .method import CompressionMethod, Task
+from .method import CompressionMethod, Task, dense_weight
 from .svd_compression import observe_moments
 
 Seen = Tensor | Calibration | None
@@ -81,7 +82,7 @@ class GPTQCompression(CompressionMethod):
 
     def rounded(self, layer: nn.Module, seen: Seen, bits: int | None = None) -> QuantizedTensor:
         """Les poids de la couche, quantifiés : au plus près si l'on ne donne pas ce qu'elle a vu."""
-        W = layer.weight.detach()
+        W = dense_weight(layer)
         quantizer = self.quantizer(W.shape[1], bits)
         return quantizer.compress(W) if seen is None else gptq(W, seen, quantizer, self.config["damping"])
 
@@ -115,6 +116,6 @@ class GPTQCompression(CompressionMethod):
         return QuantizedResidualLinear(base, residual)
 
     def remark(self, layer: nn.Module, smaller: nn.Module) -> str:
-        size, width = self.config["group_size"], layer.weight.shape[-1]  # type: ignore[union-attr]
-        ragged = size is not None and width % size  # type: ignore[operator]
+        size, width = self.config["group_size"], dense_weight(layer).shape[1]
+        ragged = size is not None and width % size != 0
         return f"une échelle par ligne : {width} n'est pas un multiple de {size}" if ragged else ""

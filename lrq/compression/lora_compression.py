@@ -7,9 +7,9 @@ from torch import nn
 
 from ..layers import LoRALayer
 from ..layers.lora import max_rank
-from ..validation import check_finite_number, check_integer, listed
+from ..validation import check_finite_number, check_integer, check_linear, listed
 from .impact import stored_bytes
-from .method import CompressionMethod, Task
+from .method import CompressionMethod, Task, dense_weight
 from .report import LayerReport
 
 
@@ -67,14 +67,14 @@ class LoRACompression(CompressionMethod):
         -------
         LoRALayer
         """
-        frozen = copy.deepcopy(layer).requires_grad_(False)
+        frozen = copy.deepcopy(check_linear(layer, "layer")).requires_grad_(False)
         return LoRALayer(frozen, min(self.config["rank"], max_rank(frozen)), self.config["alpha"])
 
-    def describe(self, name: str, layer: nn.Module, smaller: nn.Module, seconds: float) -> LayerReport:
-        rank, shape = smaller.rank, tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    def describe(self, name: str, layer: nn.Module, smaller: Any, seconds: float) -> LayerReport:
+        rank, shape = smaller.rank, tuple(dense_weight(layer).shape)
         before, after = stored_bytes(layer), stored_bytes(smaller)
-        note = f"{smaller.trainable_parameters()} nombres à entraîner"  # type: ignore[operator]
-        return LayerReport(name, shape, rank, rank < self.config["rank"], after, before, 0.0, None, seconds, note)  # type: ignore[operator, arg-type]
+        note = f"{smaller.trainable_parameters()} nombres à entraîner"
+        return LayerReport(name, shape, rank, rank < self.config["rank"], after, before, 0.0, None, seconds, note)
 
     def settle(self, compressed: nn.Module) -> nn.Module:
         return freeze(compressed)

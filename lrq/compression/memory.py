@@ -12,7 +12,9 @@ class MemoryEfficientCompression:
     """Compression en place : à tout moment, la mémoire tient le réseau et le travail d'une seule couche."""
 
     @staticmethod
-    def compress_inplace(model: nn.Module, compression_method: CompressionMethod, train_loader: Any = None) -> nn.Module:
+    def compress_inplace(
+        model: nn.Module, compression_method: CompressionMethod, train_loader: Any = None
+    ) -> nn.Module:
         """Remplace les couches de `model`, l'une après l'autre ; l'ancienne est libérée avant la suivante.
 
         Ce que la calibration retient (les seconds moments de GPTQ : n² nombres par couche) s'y ajoute, et se libère de
@@ -40,7 +42,9 @@ class MemoryEfficientCompression:
         """
         method = check_method(compression_method)
         if method.learns:
-            raise ValueError(f"compression_method : {method} apprend de l'original, que la compression en place efface.")
+            raise ValueError(
+                f"compression_method : {method} apprend de l'original, que la compression en place efface."
+            )
         tasks = method.select(model)
         method.observe(model, tasks, train_loader)
         report = CompressionReport()

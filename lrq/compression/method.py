@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..layers import CompressedLayer, LoRALayer, QuantizedEmbedding, QuantizedLinear, copy_bias, inside
+from ..layers import CompressedLayer, LoRALayer, QuantizedEmbedding, QuantizedLinear, inside
+from ..layers.base import copy_bias
 from ..validation import listed
 from .batches import output_error
 from .impact import stored_bytes

@@ -18,8 +18,8 @@ from ..layers import (
     SVDCompressedLinear,
     TruncatedSVDLinear,
     TTLinear,
-    copy_bias,
 )
+from ..layers.base import copy_bias
 from ..quantizers import CLIPPINGS, PerChannel, PerTensor, UniformQuantizer
 from ..validation import check_bits, check_choice, check_percentile
 from .batches import check_batches, run_batches
@@ -115,7 +115,7 @@ class PTQCompression(CompressionMethod):
         if isinstance(layer, TTLinear):
             return QuantizedTTLinear.from_tt(layer, q.n_bits, clipping=q.clipping)
         quantize = QuantizedConv2d.from_conv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear.from_linear
-        return self.round_inputs(quantize(layer, quantizer=q), seen)  # type: ignore[operator, arg-type]
+        return self.round_inputs(quantize(layer, quantizer=q), seen)  # type: ignore[arg-type]
 
     def share(self, compressed: nn.Module, layer: nn.Module, seen: Any = None) -> nn.Module:
         return self.round_inputs(super().share(compressed, layer, seen), seen)

@@ -76,7 +76,9 @@ class TensorTrainCompression(CompressionMethod):
         if train_loader is None:
             raise ValueError("train_loader : reçu None, attendu des lots à imiter (train_after_compression est vrai).")
         check_loader(train_loader, "train_loader")
-        layers = [layer for task, result in zip(tasks, results, strict=True) if not task.note for layer in result.layers]
+        layers = [
+            layer for task, result in zip(tasks, results, strict=True) if not task.note for layer in result.layers
+        ]
         trained = nn.ModuleList(layers)
         imitate(model, super().finish(model, tasks, results, None, None), trained, train_loader, self.config)
         for task, result in zip(tasks, results, strict=True):  # les poids ont bougé
