@@ -89,6 +89,20 @@ def linear(randn):
 
 
 @pytest.fixture
+def conv(randn):
+    """Une nn.Conv2d dont les noyaux et le biais sont tirés au hasard."""
+
+    def draw(n, m, kernel, dtype=torch.float32, **options):
+        layer = nn.Conv2d(n, m, kernel, dtype=dtype, **options)
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.copy_(randn(*p.shape, dtype=dtype))
+        return layer
+
+    return draw
+
+
+@pytest.fixture
 def chain(randn):
     """Des cœurs gaussiens : ``chain([4, 5, 3], 2)``, ou ``chain([(4, 3), (5, 2)], [2])`` pour une matrice."""
 

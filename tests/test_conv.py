@@ -35,20 +35,6 @@ every_option = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def conv(randn):
-    """Une nn.Conv2d dont les noyaux et le biais sont tirés au hasard."""
-
-    def draw(n, m, kernel, dtype=torch.float32, **options):
-        layer = nn.Conv2d(n, m, kernel, dtype=dtype, **options)
-        with torch.no_grad():
-            for p in layer.parameters():
-                p.copy_(randn(*p.shape, dtype=dtype))
-        return layer
-
-    return draw
-
-
 def groups_of(conv):
     """Les matrices (out/g, in/g·kh·kw) des groupes, par NumPy."""
     W = conv.weight.detach().double().numpy()

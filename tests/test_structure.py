@@ -323,6 +323,7 @@ COMPRESSED = [
     "MultiStageFactorizedLinear",
     "QATLowRankLinear",
     "QATTTLinear",
+    "QuantizedConv2d",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",

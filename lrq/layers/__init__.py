@@ -10,6 +10,7 @@ from .packed import PackedTensor
 from .qat import QATLowRankLinear
 from .qat_tt import QATTTLinear
 from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
+from .quantized_conv import QuantizedConv2d
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
 from .quantized_tt import QuantizedTTLinear
 from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
@@ -32,6 +33,7 @@ __all__ = [
     "PackedTensor",
     "QATLowRankLinear",
     "QATTTLinear",
+    "QuantizedConv2d",
     "QuantizedFactors",
     "QuantizedLinear",
     "QuantizedLowRankLayer",

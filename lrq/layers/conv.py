@@ -47,16 +47,8 @@ class SVDConv2d(CompressedLayer):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.in_channels = check_integer(in_channels, "in_channels")
-        self.out_channels = check_integer(out_channels, "out_channels")
-        self.groups = check_integer(groups, "groups")
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
-                raise ValueError(f"{name} : reçu {channels}, attendu un multiple de groups = {groups}.")
-        kernel = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
-        if len(kernel) != 2:
-            raise ValueError(f"kernel_size : reçu {kernel_size!r}, attendu un entier ou deux.")
-        self.kernel_size = kh, kw = tuple(check_integer(size, "kernel_size") for size in kernel)
+        self.kernel_size = kh, kw = check_window(in_channels, out_channels, kernel_size, groups)
+        self.in_channels, self.out_channels, self.groups = int(in_channels), int(out_channels), int(groups)
         self.rank = check_rank(rank, out_channels // groups, in_channels // groups * kh * kw)
         r, options = groups * rank, {"device": device, "dtype": dtype}
         window = ((kh, kw), stride, padding, dilation, groups, False, padding_mode)
@@ -135,6 +127,29 @@ def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
     columns = F.unfold(x.double(), conv.kernel_size, conv.dilation, stride=conv.stride)  # (B, in·kh·kw, L)
     windows = columns.mT.reshape(-1, columns.shape[-2]).chunk(conv.groups, dim=1)  # (B·L, in/g·kh·kw)
     return [Calibration(seen.T @ seen / len(seen), len(seen)) for seen in windows]
+
+
+def check_window(
+    in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], groups: int
+) -> tuple[int, int]:
+    """Rend la taille du noyau, (kh, kw), après avoir exigé des entiers, et des canaux que les groupes se partagent.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Sinon.
+    """
+    check_integer(in_channels, "in_channels")
+    check_integer(out_channels, "out_channels")
+    check_integer(groups, "groups")
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups:
+            raise ValueError(f"{name} : reçu {channels}, attendu un multiple de groups = {groups}.")
+    kernel = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+    if len(kernel) != 2:
+        raise ValueError(f"kernel_size : reçu {kernel_size!r}, attendu un entier ou deux.")
+    kh, kw = (check_integer(size, "kernel_size") for size in kernel)
+    return kh, kw
 
 
 def check_images(x: Tensor, channels: int, name: str = "x") -> Tensor:
