@@ -398,7 +398,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """Le tenseur arrondi à la grille, de forme `shape`."""
-        scale = self.scale if self.scale.dtype == torch.float64 else self.scale.float()
+        scale = self.scale.to(torch.float64 if torch.float64 in (self.scale.dtype, self.dtype) else torch.float32)
         return restore(self.quantizer.dequantize(self.codes(), scale, self.zero_point), self.dtype)
 
     def nbytes(self) -> int:

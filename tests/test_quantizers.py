@@ -818,3 +818,11 @@ def test_what_is_no_tensor_is_refused():
 def test_a_grid_that_is_no_grid_is_refused(scale, zero_point, error, message):
     with pytest.raises(error, match=message):
         UniformQuantizer().quantize(torch.ones(3), scale, zero_point)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_two_byte_scales_serve_every_dtype(dtype, randn):
+    t, quantizer = randn(6, 8, dtype=dtype), UniformQuantizer(4, granularity=PerGroup(4), scale_dtype=torch.bfloat16)
+    rounded = quantizer.compress(t).dequantize()
+    assert rounded.dtype == dtype
+    assert torch.equal(rounded, quantizer.quantize_dequantize(t))

@@ -324,6 +324,7 @@ COMPRESSED = [
     "QATLowRankLinear",
     "QATTTLinear",
     "QuantizedConv2d",
+    "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedLowRankLayer",
     "QuantizedLowRankLinear",
@@ -338,5 +339,6 @@ COMPRESSED = [
 
 @pytest.mark.parametrize("name", COMPRESSED)
 def test_every_compressed_layer_answers_the_same_questions(name):
-    questions = [*COMMON, "from_conv2d" if "Conv" in name else "from_linear"]
+    source = "from_conv2d" if "Conv" in name else "from_embedding" if "Embedding" in name else "from_linear"
+    questions = [*COMMON, source]
     assert [question for question in questions if not callable(getattr(getattr(lrq, name), question, None))] == []

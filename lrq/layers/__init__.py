@@ -11,6 +11,7 @@ from .qat import QATLowRankLinear
 from .qat_tt import QATTTLinear
 from .quantized import QuantizedFactors, QuantizedLowRankLayer, QuantizedLowRankLinear
 from .quantized_conv import QuantizedConv2d
+from .quantized_embedding import QuantizedEmbedding
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
 from .quantized_tt import QuantizedTTLinear
 from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
@@ -34,6 +35,7 @@ __all__ = [
     "QATLowRankLinear",
     "QATTTLinear",
     "QuantizedConv2d",
+    "QuantizedEmbedding",
     "QuantizedFactors",
     "QuantizedLinear",
     "QuantizedLowRankLayer",

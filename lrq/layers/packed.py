@@ -1,5 +1,6 @@
 """Un tenseur quantifié, gardé en codes serrés parmi les tampons d'une couche."""
 
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -83,6 +84,25 @@ class PackedTensor(nn.Module):
     def dequantize(self) -> Tensor:
         """Le tenseur arrondi à la grille."""
         return self.stored().dequantize()
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Les lignes demandées du tenseur arrondi, (*index, …) : les mêmes nombres que ``dequantize()[index]``.
+
+        Seules ces lignes sont déballées si chacune tient un nombre entier d'octets, et si elles ne sont pas plus
+        nombreuses que celles du tenseur ; sinon, le tenseur entier.
+        """
+        q, (count, *row) = self.quantizer, self.shape
+        bits = math.prod(row) * q.n_bits
+        if bits % 8 or index.numel() >= count:
+            return self.dequantize()[index]
+        places = index.flatten()
+        shared = q.granularity.scale_shape(torch.Size((2, *row)))[:1] != (2,)  # par toutes les lignes
+        scale = self.scale if shared else self.scale[places]
+        zero_point = self.zero_point if shared or self.zero_point is None else self.zero_point[places]
+        packed = self.packed.view(count, bits // 8)[places].flatten()
+        shape = torch.Size((len(places), *row))
+        found = QuantizedTensor(q, packed, scale, zero_point, shape, self._like.dtype).dequantize()
+        return found.view(*index.shape, *row)
 
     def nbytes(self) -> int:
         """Octets occupés : codes, échelles et points zéro."""
