@@ -1,8 +1,8 @@
 """Au-delà du cours : un budget en octets pour tout le réseau, et à chaque couche les bits et le rang qu'elle mérite.
 
 L'erreur des sorties est à peu près la racine de la somme des carrés de celles que chaque couche cause à elle seule
-(section 11.5). La perte d'une option est donc ce carré : l'erreur locale de l'option, que la calibration donne sans rien
-exécuter, fois la sensibilité de la couche, mesurée une fois en ne comprimant qu'elle.
+(section 11.5). La perte d'une option est donc ce carré : l'erreur locale de l'option, que la calibration donne sans
+rien exécuter, fois la sensibilité de la couche, mesurée une fois en ne comprimant qu'elle.
 """
 
 import copy
@@ -41,7 +41,7 @@ class BudgetCompression(GPTQCompression):
     Parameters
     ----------
     config : dict
-        ``budget``, les octets que peuvent peser ensemble les couches choisies, biais et échelles compris (obligatoire) ;
+        ``budget`` (obligatoire), les octets que peuvent peser ensemble les couches choisies, biais et échelles compris ;
         ``bit_choices`` ((2, 3, 4, 5, 6, 8)) et ``rank_choices`` ((0, 8, 16, 32)), ce que chacune peut recevoir ;
         ``probe_bits`` (3) et ``probe_batches`` (1), comment mesurer la sensibilité : une couche à la fois, sur les
         premiers lots. Et les clés de :class:`GPTQCompression`, ``bits`` et ``residual_rank`` à part, que le budget
@@ -130,7 +130,7 @@ class BudgetCompression(GPTQCompression):
 
     @torch.no_grad()
     def sensitivities(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, float]:
-        """Par couche, le carré de l'erreur des sorties quand elle seule est arrondie, sur celui de son erreur locale."""
+        """Par couche arrondie seule, le carré de l'erreur des sorties sur celui de son erreur locale."""
         probed = copy.deepcopy(model)
         few = list(islice(batches, self.config["probe_batches"]))
 

@@ -49,7 +49,7 @@ class CompressionCache:
             return None
         try:
             return stored(key)
-        except Missing:  # l'entrée est abîmée : joblib a voulu refaire le calcul
+        except MissingError:  # l'entrée est abîmée : joblib a voulu refaire le calcul
             return None
 
     def run(self, key: str, method: CompressionMethod, task: Task) -> Result:
@@ -63,14 +63,14 @@ class CompressionCache:
         return f"CompressionCache({str(self.folder)!r})"
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """On a demandé une entrée sans dire comment la calculer."""
 
 
 def compressed_layer(key: str, method: CompressionMethod | None = None, task: Task | None = None) -> Result:
     """Ce que joblib.Memory range : le résultat d'une tâche, sous sa clé."""
     if method is None or task is None:
-        raise Missing(key)
+        raise MissingError(key)
     return method.run(task)
 
 

@@ -175,7 +175,8 @@ class CompressionMethod(ABC):
         return [next(name for name in task.names if model.get_submodule(name) is layer) for layer in task.layers]
 
     def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
-        """Fait passer les données et range dans chaque tâche ce que sa couche a vu. Rien, par défaut."""
+        """Fait passer les données et range dans chaque tâche ce que sa couche a vu ; rien à faire, par défaut."""
+        return
 
     def run(self, task: Task) -> Result:
         """Comprime une couche, et mesure ce qu'elle y perd."""

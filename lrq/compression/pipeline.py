@@ -11,7 +11,7 @@ from .report import CompressionReport
 
 
 class CompressionPipeline:
-    """Plusieurs méthodes l'une après l'autre : chacune choisit ses couches parmi celles que les précédentes ont laissées.
+    """Plusieurs méthodes l'une après l'autre : chacune choisit ses couches dans ce que les précédentes ont rendu.
 
     Une :class:`~lrq.PTQCompression` qui suit une :class:`~lrq.SVDCompression` ou une
     :class:`~lrq.TensorTrainCompression` en quantifie aussi les facteurs ; l'erreur de son rapport est alors relative à

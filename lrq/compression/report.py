@@ -73,8 +73,8 @@ class CompressionReport(list[LayerReport]):
             return "aucune couche"
         heads = ["couche", "forme", "rang", "bits", "octets", "fois moins", "erreur"] + ["secondes"] * times
         rows = [cells(line, times) for line in self]
-        before, after = (sum(getattr(line, size) for line in self) for size in ("dense_nbytes", "nbytes"))
-        total = [f"{len(self)} couches", "", "", "", fr(after), fr(before / after, 2), ""]
+        before, after = self.nbytes()
+        total = ["en tout", "", "", "", fr(after), fr(before / after, 2), ""]
         rows.append(total + [fr(sum(line.seconds for line in self), 2)] * times)
         widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
 
@@ -88,6 +88,12 @@ class CompressionReport(list[LayerReport]):
         if self.output_error is not None:
             notes.append(f"erreur des sorties sur la validation : {fr(100 * self.output_error, 2)} %")
         return "\n".join([write(heads), *map(write, rows), *notes])
+
+    def nbytes(self) -> tuple[int, int]:
+        """Octets avant et après ; d'une couche que deux méthodes ont traitée, avant la première et après la dernière."""
+        first = {line.name: line.dense_nbytes for line in reversed(self)}
+        last = {line.name: line.nbytes for line in self}
+        return sum(first.values()), sum(last.values())
 
     def plot(self) -> Any:
         """Une barre par couche, en octets, colorée par sa part d'erreur : une figure matplotlib."""
