@@ -3,8 +3,10 @@
 code = arrondi(t / échelle) + point zéro, borné à la grille ; en retour, t̂ = (code − point zéro) · échelle.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -362,6 +364,10 @@ class UniformQuantizer:
     def stored_low(self) -> int:
         """Ce qu'on retranche aux codes avant de les ranger."""
         return self.low if self.signed and not self.stored_signed else 0
+
+    def recipe(self) -> dict[str, Any]:
+        """Les arguments qui le refont."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def __repr__(self) -> str:
         kind = f"{'symmetric' if self.symmetric else 'asymmetric'}, {'signed' if self.signed else 'unsigned'}"

@@ -1,5 +1,6 @@
 """Les questions auxquelles répond toute couche comprimée, et ce que partagent celles de rang r."""
 
+import inspect
 from typing import Any, Self
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor, nn
 
 from ..activation import Calibration, decompose
 from ..validation import check_integer, check_linear, check_matrix, check_rank
+
+REPLACED = ("n_bits", "granularity", "clipping")  # ce qu'un argument quantizer dit tout entier
 
 
 class CompressedLayer(nn.Module):
@@ -35,6 +38,27 @@ class CompressedLayer(nn.Module):
     def nbytes(self) -> int:
         """Octets réellement occupés : tous les paramètres et tampons, biais, échelles et points zéro compris."""
         return sum(t.nbytes for t in [*self.parameters(), *self.buffers()])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Le type des poids Ŵ."""
+        return next(self.parameters()).dtype
+
+    def recipe(self) -> dict[str, Any]:
+        """Les arguments qui refont la couche, vide de ses nombres.
+
+        ``type(layer)(**layer.recipe(), device="meta")`` a les mêmes tenseurs que `layer`, à remplir par
+        ``load_state_dict(layer.state_dict(), assign=True)``. Un argument qui est lui-même un module se refait d'abord,
+        de même ; :class:`~lrq.QuantizedResidualLinear`, qui n'est faite que de modules, ne prend pas `device`.
+
+        Returns
+        -------
+        dict nom d'argument → valeur
+        """
+        names = inspect.signature(type(self)).parameters
+        left = {"device", *(REPLACED if "quantizer" in names else ())}
+        kept = {name: getattr(self, name) for name in names if name not in left}
+        return kept | {"bias": self.bias is not None} if "bias" in kept else kept
 
     def reconstruction_error(self, original_weight: Tensor) -> float:
         """Erreur relative ‖W − Ŵ‖/‖W‖ (Frobenius) ; 0 pour des poids nuls bien rendus.

@@ -53,6 +53,8 @@ class SVDConv2d(CompressedLayer):
         r, options = groups * rank, {"device": device, "dtype": dtype}
         window = ((kh, kw), stride, padding, dilation, groups, False, padding_mode)
         self.filters = nn.Conv2d(in_channels, r, *window, **options)  # type: ignore[arg-type]
+        self.stride, self.padding, self.dilation = self.filters.stride, self.filters.padding, self.filters.dilation
+        self.padding_mode = self.filters.padding_mode
         self.mixer = nn.Conv2d(r, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
 
     @property

@@ -16,7 +16,7 @@ from ..quantizers import (
     straight_through,
 )
 from ..svd import working_dtype
-from ..validation import check_integer
+from ..validation import check_integer, check_tensor
 
 
 class FakeQuantizeModule(nn.Module):
@@ -87,7 +87,7 @@ class LearnedStepQuantize(FakeQuantizeModule):
 
     def __init__(self, t: Tensor, n_bits: int = 8, per_channel: bool = False, channel_dim: int = 0):
         super().__init__(check_integer(n_bits, "n_bits", 2, 8), True, per_channel, channel_dim)
-        x = check_values(t)
+        x = t.detach().to(working_dtype(t)) if check_tensor(t, "t").is_meta else check_values(t)
         blocks = self.quantizer.granularity.blocks(x)
         start = mean_magnitude(blocks) * (2 / math.sqrt(self.quantizer.high))
         start = torch.where(start > 0, start, 1)  # un bloc nul : n'importe quel pas, mais un pas qui apprend

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,15 @@ class PackedTensor(nn.Module):
         finally:
             self.scale = self.scale.view(scale.dtype).to(self.quantizer.scale_dtype or working_dtype(self._like))
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._like = torch.empty_like(self._like, device=self.packed.device)  # le fichier ne le dit pas
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Celui du tenseur rendu."""
+        return self._like.dtype
 
     def codes(self) -> Tensor:
         """Les codes, int8 (uint8 s'ils ne sont pas signés)."""

@@ -32,6 +32,8 @@ class QATTTLinear(TTLinear):
         Une échelle par direction du lien suivant ; sinon, une par cœur.
     learned_step : bool
         Apprendre aussi les échelles (:class:`~lrq.LearnedStepQuantize`) ; sinon, elles suivent les cœurs.
+    clamp : bool
+        Faux, les rangs restent ceux qu'on donne.
 
     Attributes
     ----------
@@ -50,13 +52,20 @@ class QATTTLinear(TTLinear):
         learned_step: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        clamp: bool = True,
     ):
-        super().__init__(input_dims, output_dims, tt_ranks, bias, device=device, dtype=dtype)
+        super().__init__(input_dims, output_dims, tt_ranks, bias, device=device, dtype=dtype, clamp=clamp)
         self.observe(n_bits, per_channel, learned_step)
+
+    @property
+    def tt_ranks(self) -> list[int]:
+        """Les rangs, sous le nom de l'argument qui les donne."""
+        return self.ranks
 
     def observe(self, n_bits: int | Sequence[int], per_channel: bool, learned_step: bool) -> None:
         """Une fausse quantification par cœur ; celles dont le pas s'apprend partent des cœurs présents."""
         self.n_bits = check_integers(n_bits, "n_bits", len(self.cores), "cœur", maximum=8)
+        self.per_channel, self.learned_step = per_channel, learned_step
         self.fake_quants = nn.ModuleList(
             LearnedStepQuantize(core, bits, per_channel, -1)
             if learned_step

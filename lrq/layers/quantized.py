@@ -33,6 +33,10 @@ class QuantizedFactors(LowRankLinear):
         Qui partage une échelle ; par défaut, tout un facteur.
     clipping : "min_max", "percentile" ou "mse"
         Voir :class:`~lrq.UniformQuantizer`.
+    quantizer : UniformQuantizer, optionnel
+        À la place de `n_bits`, `granularity` et `clipping` ; symétrique et signé.
+    quantized : bool
+        Des codes nuls, à remplir, au lieu de facteurs flottants.
     """
 
     U_packed: PackedTensor | None
@@ -49,16 +53,28 @@ class QuantizedFactors(LowRankLinear):
         clipping: str = "min_max",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        quantizer: UniformQuantizer | None = None,
+        quantized: bool = False,
     ):
-        self.quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        if quantizer is None:
+            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        if not (quantizer.symmetric and quantizer.signed):
+            raise ValueError(f"quantizer : reçu {quantizer}, attendu une grille symétrique et signée.")
+        self.quantizer = quantizer
         super().__init__(in_features, out_features, rank, bias, device, dtype)
         for name, shape in self.shape_factors().items():
             self.quantizer.granularity.scale_shape(torch.Size(shape))  # refuse des groupes qui ne tombent pas juste
             self.register_module(f"{name}_packed", None)
+        if quantized:
+            self.hold_codes()
 
     @property
     def n_bits(self) -> int:
         return self.quantizer.n_bits
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return super().dtype if self.U_packed is None else self.U_packed.dtype
 
     @property
     def quantized(self) -> bool:

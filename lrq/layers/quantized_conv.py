@@ -74,6 +74,15 @@ class QuantizedConv2d(CompressedLayer):
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.input_quantizer = input_quantizer
 
+    @property
+    def quantizer(self) -> UniformQuantizer:
+        """La grille des codes."""
+        return self.packed.quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.packed.dtype
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W'), noyaux déquantifiés, et x arrondie s'il y a de quoi."""
         x = check_images(x, self.in_channels)

@@ -59,6 +59,15 @@ class QuantizedEmbedding(CompressedLayer):
             quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         self.packed = PackedTensor(quantizer, (num_embeddings, embedding_dim), device, dtype)
 
+    @property
+    def quantizer(self) -> UniformQuantizer:
+        """La grille des codes."""
+        return self.packed.quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.packed.dtype
+
     def forward(self, ids: Tensor) -> Tensor:
         """(...) -> (..., embedding_dim) : les lignes demandées, arrondies.
 

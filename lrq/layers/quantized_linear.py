@@ -29,6 +29,7 @@ class QuantizedLinear(CompressedLinear):
         Voir :class:`~lrq.UniformQuantizer`.
     quantizer : UniformQuantizer, optionnel
         À la place des trois précédents : une grille asymétrique, des échelles sur deux octets.
+    input_quantizer : ActivationQuantizer, optionnel
 
     Attributes
     ----------
@@ -51,6 +52,7 @@ class QuantizedLinear(CompressedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         quantizer: UniformQuantizer | None = None,
+        input_quantizer: nn.Module | None = None,
     ):
         super().__init__()
         self.in_features = check_integer(in_features, "in_features")
@@ -60,7 +62,16 @@ class QuantizedLinear(CompressedLinear):
             quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         self.packed = PackedTensor(quantizer, (out_features, in_features), device, dtype)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        self.input_quantizer = None
+        self.input_quantizer = input_quantizer
+
+    @property
+    def quantizer(self) -> UniformQuantizer:
+        """La grille des codes."""
+        return self.packed.quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.packed.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Ŵᵀ + b, Ŵ déquantifiée, et x arrondie s'il y a de quoi."""
@@ -150,6 +161,10 @@ class QuantizedResidualLinear(CompressedLinear):
     def bias(self) -> nn.Parameter | None:
         """Le biais, (out,), ou None : celui de `base`."""
         return self.base.bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Q(W)ᵀ + b + (x V) Uᵀ."""

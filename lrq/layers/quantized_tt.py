@@ -30,6 +30,10 @@ class QuantizedTTLinear(TTMatrixLinear):
         Qui partage une échelle ; par défaut, tout un cœur. ``PerChannel(-1)`` : une par direction du lien suivant.
     clipping : "min_max", "percentile" ou "mse"
         Voir :class:`~lrq.UniformQuantizer`.
+    quantizer : UniformQuantizer, ou un par cœur, optionnel
+        À la place de `n_bits`, `granularity` et `clipping`.
+    clamp : bool
+        Faux, les rangs restent ceux qu'on donne.
 
     Attributes
     ----------
@@ -48,15 +52,30 @@ class QuantizedTTLinear(TTMatrixLinear):
         clipping: str = "min_max",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        quantizer: UniformQuantizer | Sequence[UniformQuantizer] | None = None,
+        clamp: bool = True,
     ):
         super().__init__()
-        self.set_shapes(input_dims, output_dims, rank)
-        quantizers = core_quantizers(n_bits, len(self.input_dims), granularity, clipping)
+        self.set_shapes(input_dims, output_dims, rank, clamp)
+        if quantizer is None:
+            quantizer = core_quantizers(n_bits, len(self.input_dims), granularity, clipping)
+        quantizers = [quantizer] * len(self.input_dims) if isinstance(quantizer, UniformQuantizer) else quantizer
+        if len(quantizers) != len(self.input_dims):
+            raise ValueError(f"quantizer : reçu {len(quantizers)}, attendu un seul, ou {len(self.input_dims)}.")
         self.cores = nn.ModuleList(
             PackedTensor(quantizer, shape, device, dtype)
             for quantizer, shape in zip(quantizers, self.core_shapes(), strict=True)
         )
         self.bias = nn.Parameter(torch.zeros(self.out_features, device=device, dtype=dtype)) if bias else None
+
+    @property
+    def quantizer(self) -> list[UniformQuantizer]:
+        """La grille de chaque cœur."""
+        return [core.quantizer for core in self.cores]  # type: ignore[misc]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.cores[0].dtype  # type: ignore[return-value]
 
     @property
     def n_bits(self) -> list[int]:

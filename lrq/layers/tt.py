@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..tensor_train import check_cores, check_dims, clamped_ranks, tt_matrix_contract, tt_matrix_svd, tt_ranks
 from ..tt_product import apply_cores
-from ..validation import check_input, check_linear
+from ..validation import check_input, check_integers, check_linear
 from .base import CompressedLinear, copy_bias
 
 VERSION = operator.attrgetter("_version")  # qu'augmente tout changement sur place
@@ -28,11 +28,25 @@ class TTMatrixLinear(CompressedLinear):
 
     bias: nn.Parameter | None
 
-    def set_shapes(self, input_dims: Sequence[int], output_dims: Sequence[int], rank: int | Sequence[int]) -> None:
-        """Retient les dimensions, et les rangs ramenés à ce qu'elles permettent."""
+    def set_shapes(
+        self, input_dims: Sequence[int], output_dims: Sequence[int], rank: int | Sequence[int], clamp: bool = True
+    ) -> None:
+        """Retient les dimensions, et les rangs, ramenés à ce qu'elles permettent si `clamp`."""
         self.input_dims, self.output_dims = check_dims(input_dims, output_dims)
         self.in_features, self.out_features = math.prod(self.input_dims), math.prod(self.output_dims)
-        self.ranks = clamped_ranks(self.input_dims, self.output_dims, rank)
+        links = len(self.input_dims) - 1
+        dims = self.input_dims, self.output_dims
+        self.ranks = clamped_ranks(*dims, rank) if clamp else check_integers(rank, "rank", links, "lien")
+
+    @property
+    def rank(self) -> list[int]:
+        """Les rangs, sous le nom de l'argument qui les donne."""
+        return self.ranks
+
+    @property
+    def clamp(self) -> bool:
+        """Faux si un rang dépasse ce que permettent les dimensions."""
+        return self.ranks == clamped_ranks(self.input_dims, self.output_dims, self.ranks)
 
     def core_shapes(self) -> list[tuple[int, int, int, int]]:
         """Les formes des cœurs, (r_{k−1}, in_k, out_k, r_k)."""
@@ -72,6 +86,8 @@ class TTLinear(TTMatrixLinear):
     cache : bool
         Hors apprentissage, garder Ŵ dense d'un appel à l'autre : le temps d'une nn.Linear, et sa mémoire. Changer un
         cœur la fait recalculer, sauf sur place par ``.data`` (``core.data.mul_(2)``), que PyTorch ne laisse pas voir.
+    clamp : bool
+        Faux, les rangs restent ceux qu'on donne.
 
     Attributes
     ----------
@@ -89,9 +105,10 @@ class TTLinear(TTMatrixLinear):
         cache: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        clamp: bool = True,
     ):
         super().__init__()
-        self.set_shapes(input_dims, output_dims, rank)
+        self.set_shapes(input_dims, output_dims, rank, clamp)
         self.cache = cache
         self._dense: tuple[list[int], Tensor, list[Tensor]] | None = None
         # des poids de variance 2/(in + out), comme ceux de Xavier : ici, la somme de Π r_k produits de d nombres
