@@ -1,8 +1,12 @@
 """Les exercices : les solutions passent, chaque faute classique est nommée, rien n'enferme ni ne salit."""
 
 import contextlib
+import copy
+import functools
 import itertools
+import json
 import math
+import pickle
 import threading
 import time
 import warnings
@@ -26,6 +30,7 @@ from lrq.exercises import EXERCISES, engine, verifier
 from lrq.exercises.engine import same
 from lrq.exercises.section_11_02 import GrandeMatrice
 from lrq.exercises.section_11_03 import Facteur
+from lrq.exercises.section_12_03 import Flux, cache_variant
 
 
 def rank_for_layer(couche, erreur_max):
@@ -386,6 +391,43 @@ def reduced_ranks(coeurs, n_bits, marge):
     }
 
 
+def two_readings(flux, largeur, erreur_max, graine):
+    """La seconde lecture fait un tour de plus : W V = QR, et Qᵀ W = R⁻ᵀ (Wᵀ W V)ᵀ."""
+    m, n = flux.shape
+    V = torch.randn(n, largeur, generator=seeded(graine), dtype=torch.float64)
+    for _ in range(2):
+        V = torch.linalg.qr(V).Q
+        parts, Z, norm = [], torch.zeros(n, largeur, dtype=torch.float64), 0.0
+        for bloc in flux:
+            parts.append(bloc.double() @ V)
+            Z = Z + bloc.double().T @ parts[-1]
+            norm = math.hypot(norm, bloc.double().norm())
+        V = Z
+    Q, R = torch.linalg.qr(torch.cat(parts))
+    U, S, Vh = torch.linalg.svd(torch.linalg.solve_triangular(R.T, Z.T, upper=False), full_matrices=False)
+    for r in range(1, largeur + 1):
+        erreur = math.sqrt(1 - float((S[:r] / norm).square().sum()))
+        if erreur <= erreur_max:
+            return Q @ U[:, :r], S[:r], Vh[:r], erreur
+    raise AssertionError("largeur trop petite")
+
+
+class Memoire:
+    """Un cache en objet : des listes de nombres pour clés, des résultats mis en octets."""
+
+    def __init__(self, comprimer):
+        self.comprimer, self.connus = comprimer, {}
+
+    def __call__(self, poids, config):
+        def plat(valeur):
+            return sorted((k, plat(v)) for k, v in valeur.items()) if isinstance(valeur, dict) else repr(valeur)
+
+        cle = poids.shape, poids.dtype, tuple(poids.flatten().tolist()), str(plat(config))
+        if cle not in self.connus:
+            self.connus[cle] = pickle.dumps(self.comprimer(poids, config))
+        return pickle.loads(self.connus[cle])
+
+
 SOLUTIONS = {
     "9.6.1": tt_quantization_aware,
     "9.6.2": reduced_ranks,
@@ -406,6 +448,8 @@ SOLUTIONS = {
     "11.5.1": eckart_young,
     "11.5.2": propagation,
     "11.5.3": lightest_pair,
+    "12.3.1": two_readings,
+    "12.3.2": Memoire,
 }
 
 
@@ -944,6 +988,199 @@ def test_large_factors_refuse_the_whole_matrix():
     for product in (lambda: B @ A, lambda: torch.einsum("ir,rj->ij", B, A), lambda: torch.linalg.qr(B, "complete")):
         with pytest.raises(ValueError, match="restez sur les facteurs"):
             product()
+
+
+def streamed(flux, largeur, erreur_max, graine, dtype=torch.float32, columns=None, reorthogonalize=False):
+    """Un tour de puissance, puis W Q, par la matrice de Gram de l'esquisse."""
+    X = torch.randn(flux.shape[1], columns or largeur, generator=seeded(graine), dtype=dtype)
+    X = torch.linalg.qr(X).Q if reorthogonalize else X
+    Q = torch.linalg.qr(sum(bloc.T.to(dtype) @ (bloc.to(dtype) @ X) for bloc in flux)).Q
+    Y, norm2 = torch.empty(0, Q.shape[1], dtype=dtype), 0.0
+    for bloc in flux:
+        Y = torch.cat([Y, bloc.to(dtype) @ Q])
+        norm2 += bloc.double().square().sum()
+    values, V = torch.linalg.eigh((Y.T @ Y).double())
+    S, V = values.flip(0).sqrt(), V.flip(1)
+    erreurs = ((norm2 - (S**2).cumsum(0)) / norm2).sqrt()
+    r = 1 + int((erreurs > erreur_max).sum())
+    return Y.double() @ V[:, :r] / S[:r], S[:r], (Q.double() @ V[:, :r]).T, erreurs[r - 1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"dtype": torch.float64}, {"reorthogonalize": True}, {"columns": 60}],
+    ids=["float32", "float64", "départ orthonormé", "esquisse plus large"],
+)
+def test_matrix_may_be_read_in_many_ways(settings, seed):
+    bilan = verifier("12.3.1", lambda *args: streamed(*args, **settings), graine=seed)
+    assert bilan.reussi, bilan
+
+
+def read_three_times(flux, largeur, erreur_max, graine):
+    result = two_readings(flux, largeur, erreur_max, graine)
+    return *result[:3], math.sqrt(sum(float(bloc.square().sum()) for bloc in flux))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (read_three_times, "déjà lu 2 fois"),
+        (lambda flux, *args: torch.linalg.svd(torch.cat(list(flux))), "vous gardez 4 blocs, 3 au plus"),
+        (lambda flux, *args: torch.cat([bloc.clone() for bloc in flux]), "cat rend un tenseur"),
+        (lambda flux, *args: sum(bloc.T @ bloc for bloc in flux), "plus de 300000 nombres"),
+        (lambda flux, *args: torch.linalg.qr(torch.cat([b[:, :9] for b in flux]), mode="complete"), "vous gardez"),
+        (lambda flux, *args: torch.linalg.svd(torch.cat([b @ torch.ones(b.shape[1], 2) for b in flux])), "svd rend"),
+        (lambda flux, *args: flux.T, "il n'a que shape"),
+        (lambda *args: two_readings(*args)[:3], "reçu 3 valeur(s)"),
+        (lambda *args: (*two_readings(*args)[:3], 0.5), "vous annoncez 0,5"),
+        (lambda *args: ((r := two_readings(*args))[0].flip(1), *r[1:]), "vous annoncez"),
+        (lambda flux, w, e, g: two_readings(flux, w, 0.98 * e, g), "aucun rang plus petit ne suffirait"),
+        (lambda flux, w, e, g: two_readings(flux, w, 1.05 * e, g), "plus que"),
+    ],
+)
+def test_matrix_badly_read_is_refused(answer, said):
+    bilan = verifier("12.3.1", answer, graine=0)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+def test_stream_gives_the_matrix_twice_and_only_its_blocks():
+    W = torch.randn(1300, 800, generator=seeded(0))
+    flux = Flux(W, 300)
+    blocks = []
+    for bloc in flux:
+        blocks.append(torch.tensor(bloc.tolist()))
+        bloc.zero_()
+    assert [len(block) for block in blocks] == [300, 300, 300, 300, 100]
+    assert torch.equal(torch.cat(blocks), W)
+    assert "lu 1 fois sur 2" in repr(flux)
+    for bloc in flux:  # tout ce qu'on en tire garde la limite, même après plusieurs opérations
+        with pytest.raises(MemoryError, match="matmul rend un tenseur 800×800"):
+            _ = (bloc.double() + 1).T @ (2 * bloc.double())
+        with pytest.raises(MemoryError, match="800×800"):
+            torch.zeros(800, 800).addmm_(bloc.T, bloc)
+    with pytest.raises(RuntimeError, match="ne se relit pas"):
+        iter(flux)
+    for readings in (1, 2):
+        fresh = Flux(W, 300)
+        kept = [bloc for _, bloc in zip(range(2 * readings), fresh, strict=False) if readings == 1]
+        assert len(kept) == (2 if readings == 1 else 0)
+    with pytest.raises(MemoryError, match="vous gardez 4 blocs"):
+        list(Flux(W, 300))
+
+
+def cache_by_octets(comprimer):
+    connus = {}
+
+    def avec_cache(poids, config):
+        octets = poids.detach().contiguous().view(torch.int16).numpy().tobytes()
+        cle = octets, str(poids.dtype), tuple(poids.shape), json.dumps(config, sort_keys=True)
+        if cle not in connus:
+            connus[cle] = comprimer(poids, config)
+        return copy.deepcopy(connus[cle])
+
+    return avec_cache
+
+
+def cache_by_list(comprimer):
+    connus = []
+
+    def avec_cache(poids, config):
+        texte = json.dumps(config, sort_keys=True)
+        for W, c, r in connus:
+            if (W.dtype, W.shape, c) == (poids.dtype, poids.shape, texte) and torch.equal(W, poids):
+                return copy.deepcopy(r)
+        connus.append((poids.detach().clone(), texte, comprimer(poids, config)))
+        return copy.deepcopy(connus[-1][2])
+
+    return avec_cache
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("cache", [cache_by_octets, cache_by_list])
+def test_cache_may_be_written_in_many_ways(cache, seed):
+    bilan = verifier("12.3.2", cache, graine=seed)
+    assert bilan.reussi, bilan
+
+
+def last_only(comprimer):
+    """Un cache d'une seule case."""
+    connu = [None, None]
+
+    def avec_cache(poids, config):
+        cle = pickle.dumps((poids.tolist(), str(poids.dtype), json.dumps(config, sort_keys=True)))
+        if connu[0] != cle:
+            connu[:] = cle, pickle.dumps(comprimer(poids, config))
+        return pickle.loads(connu[1])
+
+    return avec_cache
+
+
+def swallowed(comprimer):
+    def comprimer_ou_rien(poids, config):
+        with contextlib.suppress(RuntimeError):
+            return comprimer(poids, config)
+
+    return Memoire(comprimer_ou_rien)
+
+
+def shared_by_all():
+    connus = {}
+
+    def cache_de_compressions(comprimer):
+        cache = Memoire(comprimer)
+        cache.connus = connus
+        return cache
+
+    return cache_de_compressions
+
+
+def misspelt_dictionary(comprimer):
+    def avec_cache(poids, config):
+        return conus[poids]  # noqa: F821 — la faute de frappe est voulue
+
+    return avec_cache
+
+
+@pytest.mark.parametrize(
+    ("cache", "said"),
+    [
+        (lambda comprimer: comprimer, "comprimer a été appelée 4 fois, attendu 2"),
+        (functools.cache, "unhashable type: 'dict'"),
+        (last_only, "même si une autre est venue entre-temps — "),
+        (shared_by_all(), "deux caches, de deux fonctions, ne se mélangent pas — "),
+        (swallowed, "les trois demandes ont donné fausse, fausse, fausse, attendu Panne, juste, juste"),
+        (misspelt_dictionary, "return conus[poids]"),
+        (lambda comprimer: comprimer(torch.ones(2, 2), {}), "KeyError"),
+        (lambda comprimer: lambda poids, config: 3, "une réponse n'est pas celle de comprimer"),
+        (lambda comprimer: {}, "reçu dict"),
+    ],
+)
+def test_bad_cache_says_what_is_wrong(cache, said):
+    bilan = verifier("12.3.2", cache, graine=0)
+    assert not bilan.reussi
+    assert said in repr(bilan)
+
+
+def first_answer(comprimer):
+    """Tout est la première demande."""
+    connu = []
+
+    def avec_cache(poids, config):
+        connu[:] = connu or [comprimer(poids, config)]
+        return connu[0]
+
+    return avec_cache
+
+
+def test_each_episode_of_the_cache_can_be_lost():
+    exercise, lost = EXERCISES["12.3.2"], set()
+    case = exercise.cases(seeded(0))[0]
+    for cache in (lambda comprimer: comprimer, first_answer, shared_by_all(), cache_variant(failures=True)):
+        properties = list(exercise.properties(exercise.trial(cache, case.args), case))
+        lost |= {item.text for item in properties if not item.holds}
+    assert lost == {item.text for item in properties} - {"cache_de_compressions rend une fonction"}
 
 
 def test_modified_network_is_said():

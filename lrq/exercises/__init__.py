@@ -11,6 +11,7 @@ from .section_11_02 import EXERCISE_11_2_1, EXERCISE_11_2_2, EXERCISE_11_2_3
 from .section_11_03 import EXERCISE_11_2, EXERCISE_11_3_1, EXERCISE_11_3_2, EXERCISE_11_3_3
 from .section_11_04 import EXERCISE_11_3, EXERCISE_11_4_1, EXERCISE_11_4_2
 from .section_11_05 import EXERCISE_11_5_1, EXERCISE_11_5_2, EXERCISE_11_5_3
+from .section_12_03 import EXERCISE_12_3_1, EXERCISE_12_3_2
 
 EXERCISES: dict[str, Exercise] = {
     exercise.number: exercise
@@ -34,6 +35,8 @@ EXERCISES: dict[str, Exercise] = {
         EXERCISE_11_5_1,
         EXERCISE_11_5_2,
         EXERCISE_11_5_3,
+        EXERCISE_12_3_1,
+        EXERCISE_12_3_2,
     )
 }
 

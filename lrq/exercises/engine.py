@@ -69,6 +69,7 @@ class Exercise:
     across : fonction de toutes les instances et de tous les résultats vers des propriétés qui les comparent
     signature : la partie du résultat qui ne dépend d'aucun tirage, pour reconnaître une faute
     portrait : fonction de cette partie et de l'instance vers ce qui reconnaît une faute, quand la méthode est libre
+    trial : l'épreuve, fonction de la réponse du lecteur et des arguments vers le résultat ; un simple appel par défaut
     """
 
     number: str
@@ -79,6 +80,7 @@ class Exercise:
     across: Callable[[Sequence[Case], Sequence[Any]], Iterable[Property]] = field(default=lambda cases, results: ())
     signature: Callable[[Any], Any] = field(default=lambda result: result)
     portrait: Callable[[Any, Case], Any] = field(default=lambda result, case: result)
+    trial: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = field(default=lambda function, args: function(*args))
 
 
 # --- exécuter sans se laisser enfermer --------------------------------------------------------------------------------
@@ -88,8 +90,8 @@ class TooLong(BaseException):
     """Le temps est écoulé. Dérive de BaseException : un « except Exception » du lecteur ne l'arrête pas."""
 
 
-def run_within(function: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> Any:
-    """Appelle ``function(*args)`` dans un fil à part, et lève TooLong (avec la ligne en cause) si le temps passe.
+def run_within(exercise: Exercise, function: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> Any:
+    """Éprouve `function` dans un fil à part, et lève TooLong (avec la ligne en cause) si le temps passe.
 
     Le fil reçoit alors TooLong à son tour, plusieurs fois ; une boucle qui avale jusqu'à cette exception est
     abandonnée, et le lecteur a sa réponse dans tous les cas.
@@ -100,7 +102,7 @@ def run_within(function: Callable[..., Any], args: tuple[Any, ...], seconds: flo
     def work() -> None:
         with contextlib.suppress(TooLong):
             try:
-                values.append(function(*args))
+                values.append(exercise.trial(function, args))
             except BaseException as error:
                 errors.append(error)
 
@@ -214,12 +216,12 @@ def same_states(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> bool:
     return torch.equal(a[0], b[0]) and np.array_equal(a[1][1], b[1][1]) and a[1][2] == b[1][2] and a[2] == b[2]
 
 
-def attempt(function: Callable[..., Any], case: Case) -> tuple[Any, list[Property]]:
+def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> tuple[Any, list[Property]]:
     """Un appel surveillé : le résultat (ou l'exception), et les propriétés exigées de toute fonction."""
     args = tuple(copy_of(argument) for argument in case.args)
     before = random_states()
     try:
-        result = run_within(function, args, TIME_LIMIT)
+        result = run_within(exercise, function, args, TIME_LIMIT)
     except (Exception, TooLong) as error:
         result = error
     consumed = not same_states(before, random_states())
@@ -266,18 +268,21 @@ def explain(result: Any, function: Callable[..., Any]) -> str:
 def diagnose(exercise: Exercise, cases: Sequence[Case], results: Sequence[Any]) -> Mistake | None:
     """La faute classique dont l'effet coïncide, instance par instance, avec les résultats du lecteur."""
 
-    def outcome(compute: Callable[..., Any], case: Case) -> Any:
+    def portrait(result: Any, case: Case) -> Any:
         try:
-            return exercise.portrait(exercise.signature(compute(*map(copy_of, case.args))), case)
+            return result if isinstance(result, BaseException) else exercise.portrait(exercise.signature(result), case)
         except Exception as error:
             return error
 
-    def learner(result: Any, case: Case) -> Any:
-        return result if isinstance(result, BaseException) else outcome(lambda *args: result, case)
+    def outcome(compute: Callable[..., Any], case: Case) -> Any:
+        try:
+            return portrait(exercise.trial(compute, tuple(map(copy_of, case.args))), case)
+        except Exception as error:
+            return error
 
     def matches(wrong: Callable[..., Any]) -> bool:
         return all(
-            same(outcome(wrong, case), learner(result, case)) for case, result in zip(cases, results, strict=True)
+            same(outcome(wrong, case), portrait(result, case)) for case, result in zip(cases, results, strict=True)
         )
 
     return next((mistake for mistake in exercise.mistakes if any(matches(wrong) for wrong in mistake.wrong)), None)
@@ -319,7 +324,7 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
     judged: dict[str, int] = {}  # dans l'ordre d'apparition des propriétés, sur combien d'instances
     failed: dict[str, str] = {}
     for case in cases:
-        result, properties = attempt(function, case)
+        result, properties = attempt(exercise, function, case)
         if not results and (result is None or result is Ellipsis):
             hint = "la fonction ne rend rien : écrivez-la, ou ajoutez le « return » qui manque"
             return report("à compléter", [("•", hint)])
@@ -332,7 +337,7 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
             break  # les autres instances prendraient aussi tout leur temps
     overall = [] if failed else list(exercise.across(cases, results))
     if not isinstance(results[0], BaseException):
-        again, _ = attempt(function, cases[0])
+        again, _ = attempt(exercise, function, cases[0])
         text = "deux appels identiques rendent la même chose"
         overall.insert(0, Property(text, same(again, results[0]), f"reçu {again!r}"))
     for item in overall:
