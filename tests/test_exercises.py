@@ -393,7 +393,7 @@ def reduced_ranks(coeurs, n_bits, marge):
 
 def two_readings(flux, largeur, erreur_max, graine):
     """La seconde lecture fait un tour de plus : W V = QR, et Qᵀ W = R⁻ᵀ (Wᵀ W V)ᵀ."""
-    m, n = flux.shape
+    n = flux.shape[1]
     V = torch.randn(n, largeur, generator=seeded(graine), dtype=torch.float64)
     for _ in range(2):
         V = torch.linalg.qr(V).Q

@@ -173,10 +173,12 @@ def flux_portrait(result: Any, case: Case) -> Any:
 
 def flux_properties(result: Any, case: Case) -> Iterable[Property]:
     """Le rang est celui d'Eckart–Young, l'erreur se mesure sur W : le vérificateur, lui, la lit en entier."""
-    disk, width, target, _ = case.args
+    disk, _, target, _ = case.args
     valid = isinstance(result, tuple | list) and len(result) == 4 and all(isinstance(t, Tensor) for t in result[:3])
     received = f"{len(result)} valeur(s)" if isinstance(result, tuple | list) else type(result).__name__
-    yield Property("le résultat est (U, S, Vh, erreur), les trois premiers étant des tenseurs", valid, f"reçu {received}")
+    yield Property(
+        "le résultat est (U, S, Vh, erreur), les trois premiers étant des tenseurs", valid, f"reçu {received}"
+    )
     if not valid:
         return
     U, S, Vh = map(plain, result[:3])
@@ -206,7 +208,11 @@ def flux_properties(result: Any, case: Case) -> Iterable[Property]:
         "aucun rang plus petit ne suffirait",
         r <= best,
         f"vous rendez le rang {r} ; au rang {best}, la meilleure approximation tient déjà {number(target)}. "
-        + ("Votre esquisse voit mal les premières directions" if true <= target else "Et l'erreur est encore trop grande"),
+        + (
+            "Votre esquisse voit mal les premières directions"
+            if true <= target
+            else "Et l'erreur est encore trop grande"
+        ),
     )
 
 
@@ -354,7 +360,7 @@ Demand = tuple[Tensor, Config]
 Compress = Callable[[Tensor, Config], Any]
 
 
-class Panne(RuntimeError):
+class PanneError(RuntimeError):
     """L'erreur que `comprimer` lève quand on le lui demande."""
 
 
@@ -373,7 +379,7 @@ def compressed(weights: Tensor, config: Config) -> dict[str, Any]:
 
 
 class Compresseur:
-    """Une fonction `comprimer` qui compte ses appels, et lève une Panne les premières fois si on le lui demande."""
+    """Une fonction `comprimer` qui compte ses appels, et lève une PanneError les premières fois si on le veut."""
 
     def __init__(self, compute: Compress = compressed, failures: int = 0):
         self.compute, self.failures, self.calls = compute, failures, 0
@@ -381,7 +387,7 @@ class Compresseur:
     def __call__(self, poids: Tensor, config: Config) -> Any:
         self.calls += 1
         if self.calls <= self.failures:
-            raise Panne("la mémoire du GPU est pleine")
+            raise PanneError("la mémoire du GPU est pleine")
         return self.compute(poids, config)
 
 
@@ -416,7 +422,7 @@ def interrupted(make: Make, demand: Demand) -> Any:
     for _ in range(3):
         try:
             seen.append("juste" if same(cache(*demand), compressed(*demand)) else "fausse")
-        except Panne:
+        except PanneError:
             seen.append("Panne")
     return compute.calls, *seen
 
@@ -558,7 +564,9 @@ class Journal(dict[str, Any]):
 def played(make: Make, args: tuple[Any, ...]) -> Any:
     """L'épreuve : jouer chaque épisode sur un cache neuf."""
     cache: Any = make(Compresseur())
-    return Journal({name: episode.play(make, *args) for name, episode in EPISODES.items()}) if callable(cache) else cache
+    return (
+        Journal({name: episode.play(make, *args) for name, episode in EPISODES.items()}) if callable(cache) else cache
+    )
 
 
 def cache_cases(generator: torch.Generator) -> list[Case]:
@@ -585,10 +593,12 @@ def cache_properties(result: Any, case: Case) -> Iterable[Property]:
 
 def told(seen: tuple[Any, ...], wanted: tuple[Any, ...]) -> str:
     """Un épisode raté, en une phrase."""
-    calls = f"comprimer a été appelée {seen[0]} fois, attendu {wanted[0]}"
+    told = [] if seen[0] == wanted[0] else [f"comprimer a été appelée {seen[0]} fois, attendu {wanted[0]}"]
     if len(wanted) > 2:
-        return f"{calls} ; les trois demandes ont donné {', '.join(seen[1:])}, attendu {', '.join(wanted[1:])}"
-    return calls if seen[1] else f"{calls} ; une réponse n'est pas celle de comprimer"
+        told.append(f"les trois demandes ont donné {', '.join(seen[1:])}, attendu {', '.join(wanted[1:])}")
+    elif not seen[1]:
+        told.append("une réponse n'est pas celle de comprimer")
+    return " ; ".join(told)
 
 
 def octets(t: Tensor) -> bytes:
@@ -758,9 +768,9 @@ EXERCISE_12_3_2 = Exercise(
         ),
         Mistake(
             "un résultat partagé",
-            "ce que vous rendez, le cache le garde aussi : celui qui le modifie modifie les réponses suivantes. Il faut "
-            "une copie profonde (copy.deepcopy : les tenseurs sont dans des listes) de ce que vous rangez comme de ce "
-            "que vous ressortez.",
+            "ce que vous rendez, le cache le garde aussi : qui le modifie modifie les réponses suivantes. Il faut, à "
+            "chaque réponse, la première comprise, une copie profonde (copy.deepcopy : les tenseurs sont dans des "
+            "listes).",
             (
                 cache_variant(stored=itself, given=itself),
                 cache_variant(given=itself),
