@@ -15,6 +15,7 @@ from .packing import pack_bits, unpack_bits
 from .svd import working_dtype
 from .validation import check_bits, check_choice, check_integer, check_percentile, check_tensor, is_finite
 
+CHUNK = 2**18  # nombres dont on cherche la grille à la fois
 CLIPPINGS = ("min_max", "percentile", "mse")
 
 
@@ -184,7 +185,9 @@ class UniformQuantizer:
         if self.binary:
             scale, zero_point = self._kept(mean_magnitude(blocks)), torch.zeros(len(blocks), device=x.device)
         else:
-            scale, zero_point = self._fit(blocks)
+            # par paquets de lignes, dont les intermédiaires tiennent dans le cache du processeur
+            fitted = [self._fit(some) for some in blocks.split(max(1, CHUNK // blocks.shape[1]))]
+            scale, zero_point = (torch.cat(parts) for parts in zip(*fitted, strict=True))
         return self.granularity.arrange(scale, x.shape), self.granularity.arrange(zero_point.int(), x.shape)
 
     def _fit(self, blocks: Tensor) -> tuple[Tensor, Tensor]:

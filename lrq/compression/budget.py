@@ -41,8 +41,8 @@ class BudgetCompression(GPTQCompression):
     Parameters
     ----------
     config : dict
-        ``budget`` (obligatoire), les octets que peuvent peser ensemble les couches choisies, biais et échelles compris ;
-        ``bit_choices`` ((2, 3, 4, 5, 6, 8)) et ``rank_choices`` ((0, 8, 16, 32)), ce que chacune peut recevoir ;
+        ``budget`` (obligatoire), les octets que peuvent peser ensemble les couches choisies, biais compris ;
+        ``bit_choices`` ((2, 3, 4, 5, 6, 8)) et ``rank_choices`` ((0, 8, 32)), ce que chacune peut recevoir ;
         ``probe_bits`` (3) et ``probe_batches`` (1), comment mesurer la sensibilité : une couche à la fois, sur les
         premiers lots. Et les clés de :class:`GPTQCompression`, ``bits`` et ``residual_rank`` à part, que le budget
         décide.
@@ -56,7 +56,7 @@ class BudgetCompression(GPTQCompression):
     defaults: ClassVar[dict[str, Any]] = {
         "budget": None,
         "bit_choices": (2, 3, 4, 5, 6, 8),
-        "rank_choices": (0, 8, 16, 32),
+        "rank_choices": (0, 8, 32),
         "probe_bits": 3,
         "probe_batches": 1,
     } | {key: value for key, value in GPTQCompression.defaults.items() if key not in ("bits", "residual_rank")}
@@ -93,16 +93,23 @@ class BudgetCompression(GPTQCompression):
     def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
         batches = list(check_batches(train_loader, why=" : ils disent ce que chaque couche coûte aux sorties"))
         super().observe(model, tasks, batches)
-        tasks = [task for task in tasks if not task.note]
-        settings = {task.names[0]: self.settings(task) for task in tasks}
-        local = {task.names[0]: self.losses(task, settings[task.names[0]]) for task in tasks}
+        self.spend(tasks, self.options(model, tasks, batches))
+
+    def options(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, list[Option]]:
+        """Pour chaque réglage de chaque couche, ses octets et ce qu'il coûterait aux sorties, au carré."""
         costs = self.sensitivities(model, tasks, batches)
-        options = {name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()}
+        local = {task.names[0]: self.losses(task) for task in tasks if not task.note}
+        return {name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()}
+
+    def spend(self, tasks: list[Task], options: dict[str, list[Option]]) -> None:
+        """Répartit le budget, et range dans chaque tâche ce qu'elle reçoit."""
         chosen = allocate_budget(options, self.config["budget"])
         self.predicted_error = math.sqrt(sum(options[name][i][1] for name, i in chosen.items()))
         for task in tasks:
-            bits, rank = settings[task.names[0]][chosen[task.names[0]]]
-            task.seen = [Choice(bits, rank, task.heard(i)) for i in range(len(task.layers))]
+            if not task.note:
+                bits, rank = self.settings(task)[chosen[task.names[0]]]
+                seen = [task.heard(i) for i in range(len(task.layers))]
+                task.seen = [Choice(bits, rank, heard) for heard in seen]
 
     def settings(self, task: Task) -> list[tuple[int, int]]:
         """Les (bits, rang) possibles d'une couche ; un plongement n'a pas de résidu."""
@@ -114,12 +121,12 @@ class BudgetCompression(GPTQCompression):
             for rank in (sorted(ranks) if isinstance(task.layer, nn.Linear) else [0])
         ]
 
-    def losses(self, task: Task, settings: list[tuple[int, int]]) -> list[Option]:
+    def losses(self, task: Task) -> list[Option]:
         """Pour chaque réglage, les octets de la couche et le carré de son erreur locale, résidu compris."""
         layer, seen, W = task.layer, task.heard(0), dense_weight(task.layer)
         m, n = W.shape
         bias = stored_bytes(layer) - W.nbytes
-        found = []
+        settings, found = self.settings(task), []
         for bits in dict.fromkeys(bits for bits, _ in settings):
             stored = self.rounded(layer, seen, bits)
             tails = lost_energy(W - stored.dequantize(), W, seen)
@@ -140,7 +147,7 @@ class BudgetCompression(GPTQCompression):
         found = {}
         with evaluating(probed):
             expected = outputs().double()
-            for task in tasks:
+            for task in (task for task in tasks if not task.note):
                 weight = probed.get_parameter(f"{task.names[0]}.weight".lstrip("."))
                 kept = weight.data
                 rounded = self.rounded(task.layer, task.heard(0), self.config["probe_bits"]).dequantize()

@@ -90,7 +90,7 @@ class CompressionReport(list[LayerReport]):
         return "\n".join([write(heads), *map(write, rows), *notes])
 
     def nbytes(self) -> tuple[int, int]:
-        """Octets avant et après ; d'une couche que deux méthodes ont traitée, avant la première et après la dernière."""
+        """Octets avant et après ; d'une couche traitée deux fois, avant la première et après la dernière."""
         first = {line.name: line.dense_nbytes for line in reversed(self)}
         last = {line.name: line.nbytes for line in self}
         return sum(first.values()), sum(last.values())
