@@ -27,6 +27,8 @@ class ActivationHistogram:
     Attributes
     ----------
     counts : Tensor, (bins,), int64
+    zeros : int
+        Combien de ces valeurs sont exactement nulles.
     exponent : int
         k : les cases partagent [−2^k, 2^k[, la plus petite portée qui contienne tout.
     low, high : float
@@ -43,6 +45,7 @@ class ActivationHistogram:
         if bins & (bins - 1):
             raise ValueError(f"bins : reçu {bins}, attendu une puissance de 2.")
         self.counts = torch.zeros(bins, dtype=torch.int64)
+        self.zeros = 0
         self.exponent = SMALLEST
         self.low, self.high = math.inf, -math.inf
 
@@ -75,6 +78,7 @@ class ActivationHistogram:
         merged = (torch.arange(-half, half) >> doublings) + half
         counts = torch.bincount(place, minlength=self.bins).cpu()
         self.counts = counts.index_add(0, merged, self.counts)
+        self.zeros += int((x == 0).sum())
         self.exponent, self.low, self.high = exponent, min(self.low, low), max(self.high, high)
 
     @property
@@ -101,7 +105,7 @@ class ActivationHistogram:
         method : "min_max", "percentile", "mse" ou "entropy"
             Les extrêmes ; les centiles, à une case près ; ou, parmi cent réductions régulières des extrêmes, celle dont
             l'erreur quadratique est la plus petite, ou celle dont la distribution arrondie s'écarte le moins de la
-            vraie, au sens de Kullback et Leibler.
+            vraie, au sens de Kullback et Leibler. Les valeurs nulles, exactes sur toute grille, n'y comptent pas.
         n_bits : int, entre 1 et 8
             De la grille, asymétrique et non signée, que jugent ``"mse"`` et ``"entropy"``.
         percentile : float, dans ]0, 100]
@@ -133,8 +137,10 @@ class ActivationHistogram:
             return low, high
         shares = torch.linspace(0.01, 1, 100, dtype=torch.float64)
         peak = max(-low, high)  # tout en part du pic : rien ne déborde
-        seen = self.counts > 0
-        x, counts = self.centers()[seen] / peak, self.counts[seen].double()  # les cases vides ne comptent pas
+        counts = self.counts.clone()
+        counts[self.bins // 2] -= self.zeros
+        seen = counts > 0
+        x, counts = self.centers()[seen] / peak, counts[seen].double()  # les cases vides ne comptent pas
         bounds = shares * (low / peak), shares * (high / peak)
         losses = (squared_errors if method == "mse" else divergences)(x, counts, quantizer, *bounds)
         best = float(shares[losses == losses.min()][-1])  # à égalité, la grille la plus large
