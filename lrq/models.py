@@ -105,11 +105,18 @@ class SentenceEncoder(nn.Module):
         embeddings = torch.empty(len(sentences), 384)
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            tokens = self.tokenizer(
-                [sentences[i] for i in batch], padding=True, truncation=True, max_length=256, return_tensors="pt"
-            )
-            embeddings[batch] = self(tokens["input_ids"], tokens["attention_mask"])
+            embeddings[batch] = self(**self.tokens([sentences[i] for i in batch]))
         return embeddings
+
+    def batches(self, sentences: list[str], batch_size: int = 64) -> list[dict[str, Tensor]]:
+        """Les phrases en lots, de la plus courte à la plus longue : ce que reçoit `forward`, de quoi calibrer."""
+        ordered = sorted(sentences, key=len)
+        return [self.tokens(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
+
+    def tokens(self, sentences: list[str]) -> dict[str, Tensor]:
+        """Des phrases en jetons, complétées à la plus longue."""
+        found = self.tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        return {name: found[name] for name in ("input_ids", "attention_mask")}
 
 
 def load_minilm(folder: str | os.PathLike[str] | None = None) -> SentenceEncoder:

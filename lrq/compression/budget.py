@@ -129,8 +129,9 @@ class BudgetCompression(GPTQCompression):
         settings, found = self.settings(task), []
         for bits in dict.fromkeys(bits for bits, _ in settings):
             stored = self.rounded(layer, seen, bits)
-            tails = lost_energy(W - stored.dequantize(), W, seen)
-            for rank in (rank for own, rank in settings if own == bits):
+            ranks = [rank for own, rank in settings if own == bits]
+            tails = lost_energy(W - stored.dequantize(), W, seen, max(ranks) > 0)
+            for rank in ranks:
                 factors = sum(-(-rank * size * self.config["factor_bits"] // 8) + 4 * size for size in (m, n))
                 found.append((stored.nbytes() + bias + (factors if rank else 0), float(tails[rank])))
         return found
@@ -176,14 +177,18 @@ class BudgetCompression(GPTQCompression):
         return self.assemble(layer, seen.calibration, seen.bits, seen.rank)
 
 
-def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None) -> Tensor:
-    """Ce qui reste, sur les sorties, d'une erreur E une fois ôtées ses r premières directions : (min(m, n) + 1,).
+def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None, low_rank: bool = False) -> Tensor:
+    """Ce que les sorties perdent à une erreur E, en part de leur énergie ; sans calibration, les poids.
 
-    En part de l'énergie des sorties W x ; sans calibration, de celle des poids.
+    Un seul nombre ou, avec `low_rank`, un par rang r de 0 à min(m, n) : ce qui reste une fois E privée de ses r
+    premières directions.
     """
-    if seen is not None:
-        E, W = E.double() @ seen.root, W.double() @ seen.root
-    energy = singular_values(E).double().square()
-    tails = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
-    total = W.double().square().sum()
-    return tails / total if total > 0 else tails
+    E, W = E.double(), W.double()
+    C = torch.eye(W.shape[1], dtype=W.dtype) if seen is None else seen.second_moment
+    total = ((W @ C) * W).sum()  # tr(W C Wᵀ)
+    if low_rank:
+        energy = singular_values(E if seen is None else E @ seen.root).square()
+        lost = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
+    else:
+        lost = ((E @ C) * E).sum()[None]
+    return lost / total if total > 0 else lost
