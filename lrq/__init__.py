@@ -134,8 +134,7 @@ from .tensor_train import (
 from .training import train_qat_low_rank
 from .tt_product import tt_product
 from .tucker import tucker, tucker_contract
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "ActivationHistogram",

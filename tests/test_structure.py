@@ -15,6 +15,7 @@ PACKAGE = Path(lrq.__file__).parent
 # Du plus bas au plus haut ; les rangs égaux se côtoient (design : « imports only go down »)
 LEVELS = {
     "validation": 0,
+    "version": 0,
     "svd": 1,
     "spectrum": 2,
     "randomized": 3,
@@ -44,6 +45,7 @@ LEVELS = {
     "exercises": 10,
     "widgets": 10,
     "data": 10,
+    "__main__": 10,
     "": 11,  # lrq/__init__.py voit tout, et personne ne le voit
 }
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}

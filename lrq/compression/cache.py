@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..version import __version__
 from .method import CompressionMethod, Result, Task
 
 FORMAT = 1  # à augmenter si ce qui est rangé change
@@ -76,12 +77,10 @@ def compressed_layer(key: str, method: CompressionMethod | None = None, task: Ta
 
 def task_keys(method: CompressionMethod, model: nn.Module, tasks: list[Task], batches: list[Any] | None) -> list[str]:
     """La clé de chaque tâche."""
-    import lrq
-
     config = {key: value for key, value in method.config.items() if key != "progress"}
     if not method.observes:  # alors, chaque couche est seule
         config = {key: value for key, value in config.items() if key not in ("layers", "exclude")}
-    common = [FORMAT, lrq.__version__, torch.__version__, type(method).__qualname__]
+    common = [FORMAT, __version__, torch.__version__, type(method).__qualname__]
     described = json.dumps([*common, config], sort_keys=True, default=str)
     context = digest(chunks([*model.state_dict().items(), *(batches or [])])) if method.observes else ""
     return [
