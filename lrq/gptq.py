@@ -53,9 +53,9 @@ def gptq(
     C = calibration.second_moment.to(W.device)  # (n, n)
     if len(C) != W.shape[1]:
         raise ValueError(f"calibration : reçu des entrées de largeur {len(C)}, attendu {W.shape[1]}.")
-    damped = C + check_positive(damping, "damping") * C.diagonal().mean() * torch.eye(len(C), device=C.device)
     order = C.diagonal().argsort(descending=True, stable=True)
-    H = damped[order][:, order]
+    H = (C / C.diagonal().mean())[order][:, order]  # à l'échelle 1 : rien ne déborde ni ne s'annule en float32
+    H.diagonal().add_(check_positive(damping, "damping"))
     T = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True).to(scale.dtype)
 
     # une colonne de W par ligne, pour la vitesse : (n, m)
