@@ -234,7 +234,13 @@ class UniformQuantizer:
 
     def _kept(self, scale: Tensor) -> Tensor:
         """Les échelles telles qu'elles seront rangées, dans leur précision de calcul."""
-        return scale if self.scale_dtype is None else scale.to(self.scale_dtype).to(scale.dtype)
+        if self.scale_dtype is None:
+            return scale
+        kept = scale.to(self.scale_dtype).to(scale.dtype)
+        last = kept.isinf() & (
+            scale <= torch.finfo(torch.float32).max
+        )  # les derniers float32 s'arrondiraient à l'infini
+        return torch.where(last, torch.finfo(self.scale_dtype).max, kept)
 
     def _grain(self) -> float:
         """L'arrondi relatif d'une échelle rangée."""

@@ -18,6 +18,7 @@ from lrq import (
     quantize_symmetric,
     unpack_bits,
 )
+from lrq.layers import PackedTensor
 from lrq.quantizers import CLIPPINGS
 
 BITS = range(1, 9)
@@ -820,9 +821,108 @@ def test_a_grid_that_is_no_grid_is_refused(scale, zero_point, error, message):
         UniformQuantizer().quantize(torch.ones(3), scale, zero_point)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+# --- des échelles sur deux octets -------------------------------------------------------------------------------------
+
+
+def two_bytes(*args, **options):
+    return UniformQuantizer(*args, scale_dtype=torch.bfloat16, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_byte_scales_serve_every_dtype(dtype, randn):
-    t, quantizer = randn(6, 8, dtype=dtype), UniformQuantizer(4, granularity=PerGroup(4), scale_dtype=torch.bfloat16)
+    t, quantizer = randn(6, 8, dtype=dtype), two_bytes(4, granularity=PerGroup(4))
     rounded = quantizer.compress(t).dequantize()
     assert rounded.dtype == dtype
     assert torch.equal(rounded, quantizer.quantize_dequantize(t))
+
+
+@combinations
+def test_codes_aim_at_the_rounded_scale(n_bits, symmetric, signed, clipping, randn, rng):
+    """L'échelle est un bfloat16, à un arrondi près celle de quatre octets ; les codes sont les plus proches d'elle."""
+    t = (randn(4, 3, 8) + float(rng.normal())) * float(10 ** rng.uniform(-30, 30))
+    for granularity in some(rng, GRANULARITIES, 2 if clipping == "mse" else 4):
+        options = {"granularity": granularity, "clipping": clipping, "percentile": float(rng.uniform(50, 100))}
+        quantizer = two_bytes(n_bits, symmetric, signed, **options)
+        _, step, _ = check_grid(quantizer, t)
+        scale, zero_point = quantizer.compute_scale_zero_point(t)
+        assert torch.equal(scale, scale.bfloat16().float())
+        if clipping != "mse":  # qui choisit une autre grille, si celle-là est meilleure une fois arrondie
+            exact, _ = UniformQuantizer(n_bits, symmetric, signed, **options).compute_scale_zero_point(t)
+            torch.testing.assert_close(scale, exact, rtol=2**-8, atol=0)
+        stored = quantizer.compress(t)
+        assert stored.scale.dtype == torch.bfloat16
+        assert torch.equal(stored.codes(), quantizer.quantize(t, scale, zero_point))
+        assert step.size == t.numel()
+
+
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("n_bits", [1, 3, 4])
+def test_two_byte_scales_weigh_two_bytes(symmetric, n_bits, randn):
+    t = randn(16, 32)
+    wide, narrow = (
+        cls(n_bits, symmetric, granularity=PerGroup(8)).compress(t) for cls in (UniformQuantizer, two_bytes)
+    )
+    assert wide.nbytes() - narrow.nbytes() == 2 * 64
+    assert narrow.nbytes() == t.numel() * n_bits // 8 + 64 * (2 if symmetric else 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("convert", ["half", "double", "bfloat16", "float", "to", "requires_grad_", "share_memory"])
+def test_two_byte_scales_follow_no_conversion(dtype, convert, randn):
+    """De si petites échelles que float16 annulerait ; seul change le type du tenseur rendu."""
+    t = randn(4, 8, dtype=torch.float32) * 1e-7
+    quantizer = two_bytes(5, False, granularity=PerGroup(4))
+    kept = PackedTensor.from_tensor(t.to(dtype), quantizer)
+    before = kept.scale.clone()
+    expected = kept.dequantize().double()
+    kept = kept.to(torch.float64) if convert == "to" else getattr(kept, convert)()
+    assert kept.scale.dtype == torch.bfloat16
+    assert torch.equal(kept.scale, before)
+    wanted = {"half": torch.float16, "double": torch.float64, "bfloat16": torch.bfloat16, "float": torch.float32}
+    assert kept.dtype == kept.dequantize().dtype == wanted.get(convert, torch.float64 if convert == "to" else dtype)
+    if kept.dtype == torch.float64:
+        assert torch.allclose(kept.dequantize(), expected, rtol=2**-7)
+    assert kept.scale.any()
+
+
+@pytest.mark.parametrize("n_bits", BITS)
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_two_byte_scales_of_the_largest_numbers_are_finite(n_bits, symmetric, clipping, rng):
+    most = torch.finfo(torch.float32).max
+    for t in (torch.full((2, 4), most), torch.tensor([[-most, most, 0, 1]]), -torch.full((2, 4), most)):
+        check_grid(two_bytes(n_bits, symmetric, granularity=PerChannel(0), clipping=clipping), t)
+    t = torch.tensor(rng.uniform(-3.4e38, 3.4e38, (3, 8)), dtype=torch.float32)
+    check_grid(two_bytes(n_bits, symmetric, granularity=PerChannel(0), clipping=clipping), t)
+
+
+def test_two_byte_scales_of_numbers_that_bfloat16_lacks_are_refused():
+    with pytest.raises(ValueError, match="scale : reçu un minimum de inf"):
+        two_bytes(4).compress(torch.full((3,), 1e60, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+def test_two_byte_scales_go_through_a_file(symmetric, randn, tmp_path):
+    t, quantizer = randn(6, 8), two_bytes(4, symmetric, granularity=PerGroup(4))
+    kept, blank = PackedTensor.from_tensor(t, quantizer), PackedTensor(quantizer, (6, 8))
+    safetensors.torch.save_file(kept.state_dict(), tmp_path / "codes")
+    blank.load_state_dict(safetensors.torch.load_file(tmp_path / "codes"))
+    assert torch.equal(blank.dequantize(), kept.dequantize())
+    assert blank.scale.dtype == torch.bfloat16
+    assert blank.nbytes() == kept.nbytes() == quantizer.compress(t).nbytes()
+    assert torch.equal(kept.rows(torch.tensor([3, 0])), kept.dequantize()[[3, 0]])
+    assert "bfloat16" in kept.layout()
+    assert kept.layout() != PackedTensor(UniformQuantizer(4, symmetric, granularity=PerGroup(4)), (6, 8)).layout()
+
+
+def test_a_given_scale_is_rounded_too(randn):
+    t, scale = randn(5), torch.tensor(0.1234567)
+    stored = two_bytes(4).compress(t, scale)
+    assert torch.equal(stored.scale, scale.bfloat16())
+    assert torch.equal(stored.codes(), UniformQuantizer(4).quantize(t, scale.bfloat16().float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, "bfloat16", 2])
+def test_other_scale_types_are_refused(dtype):
+    with pytest.raises(ValueError, match=re.escape(f"scale_dtype : reçu {dtype!r}, attendu torch.bfloat16 ou None")):
+        UniformQuantizer(scale_dtype=dtype)
