@@ -160,8 +160,8 @@ def allocate_budget(options: Mapping[str, Sequence[Option]], budget: int) -> dic
     Returns
     -------
     dict nom → indice de l'option
-        Aucun choix de même coût total ne perd moins ; sous le budget, la perte est la plus petite à une amélioration
-        près.
+        La perte totale est la plus petite, à une amélioration près : la première qui n'a pas tenu. Si toutes tiennent
+        jusqu'à épuiser le budget, elle est exactement la plus petite. Plus de budget ne fait jamais perdre davantage.
 
     Raises
     ------

@@ -9,7 +9,7 @@ import scipy.integrate
 import scipy.optimize
 import torch
 
-from lrq import allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank, singular_values
+from lrq import allocate_budget, allocate_ranks, gavish_donoho_rank, marchenko_pastur_rank, singular_values
 from lrq.allocation import marchenko_pastur_median
 
 SIZES = [(120, 120), (200, 80), (80, 200)]
@@ -260,3 +260,113 @@ def test_a_bad_allocation_is_named(spectra, shapes, budget, error, message):
 def test_a_shape_is_two_numbers(shape):
     with pytest.raises(ValueError, match=r"^shapes\['a'\] : reçu .*, attendu \(m, n\)"):
         allocate_ranks({"a": torch.ones(2)}, {"a": shape}, 100)
+
+
+# --- un budget d'octets -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(rng):
+    """Quelques couches, et pour chacune des (octets, perte) ; certaines, plus chères, n'en perdent pas moins."""
+
+    def draw(count=3):
+        return {
+            f"couche {i}": [
+                (int(rng.integers(0, 40)), float(rng.random() * 10.0 ** rng.integers(-3, 2)))
+                for _ in range(int(rng.integers(1, 7)))
+            ]
+            for i in range(count)
+        }
+
+    return draw
+
+
+def spent(options, chosen):
+    """Ce que coûte un choix, et ce qu'il perd."""
+    assert chosen.keys() == options.keys()
+    picked = [options[name][i] for name, i in chosen.items()]
+    return sum(cost for cost, _ in picked), sum(loss for _, loss in picked)
+
+
+def least_loss(options, budget):
+    """L'oracle : la plus petite perte parmi tous les choix que le budget permet."""
+    sums = ([sum(pair) for pair in zip(*picked, strict=True)] for picked in itertools.product(*options.values()))
+    return min(loss for cost, loss in sums if cost <= budget)
+
+
+def test_a_budget_is_held_and_loses_at_most_one_step(options, rng):
+    exact = 0
+    for _ in range(150):
+        layers = options(int(rng.integers(1, 5)))
+        least = sum(min(cost for cost, _ in choices) for choices in layers.values())
+        most = sum(max(cost for cost, _ in choices) for choices in layers.values())
+        for budget in {max(least, 1), most + 5, int(rng.integers(max(least, 1), most + 2))}:
+            cost, loss = spent(layers, allocate_budget(layers, budget))
+            best = least_loss(layers, budget)
+            assert cost <= budget
+            step = max(
+                max(lost for _, lost in choices) - min(lost for _, lost in choices) for choices in layers.values()
+            )
+            assert best - 1e-12 <= loss <= best + step + 1e-12
+            exact += loss <= best * (1 + 1e-12)
+            if budget > most:
+                assert loss == pytest.approx(best, rel=1e-12)
+    assert exact > 150
+
+
+def test_a_budget_that_is_used_up_is_spent_best(options, rng):
+    """Pour un prix de l'octet, chaque couche choisit seule ; ce qu'elles dépensent ensemble ne peut perdre moins."""
+    for _ in range(150):
+        layers, price = options(4), float(10.0 ** rng.uniform(-4, 1))
+        picked = {
+            name: min(range(len(choices)), key=lambda i: choices[i][1] + price * choices[i][0])
+            for name, choices in layers.items()
+        }
+        budget, expected = spent(layers, picked)
+        if budget:
+            assert spent(layers, allocate_budget(layers, budget)) == (budget, pytest.approx(expected, rel=1e-12))
+
+
+def test_more_budget_never_loses_more(options):
+    for _ in range(30):
+        layers = options(4)
+        least = max(1, sum(min(cost for cost, _ in choices) for choices in layers.values()))
+        losses = [spent(layers, allocate_budget(layers, budget))[1] for budget in range(least, least + 120)]
+        assert losses == sorted(losses, reverse=True)
+
+
+def test_the_order_of_options_and_their_scale_do_not_matter(options, rng):
+    for _ in range(30):
+        layers = options(3)
+        budget = 1 + sum(min(cost for cost, _ in choices) for choices in layers.values()) + int(rng.integers(40))
+        shuffled = {name: [choices[i] for i in rng.permutation(len(choices))] for name, choices in layers.items()}
+        larger = {name: [(cost, loss * 2.0**60) for cost, loss in choices] for name, choices in layers.items()}
+        expected = spent(layers, allocate_budget(layers, budget))
+        assert spent(shuffled, allocate_budget(shuffled, budget)) == pytest.approx(expected, rel=1e-12)
+        assert allocate_budget(larger, budget) == allocate_budget(layers, budget)
+
+
+def test_a_layer_that_matters_gets_the_bytes():
+    layers = {"a": [(10, 1.0), (20, 0.9)], "b": [(10, 1.0), (20, 0.2)]}
+    assert allocate_budget(layers, 20) == {"a": 0, "b": 0}
+    assert allocate_budget(layers, 30) == {"a": 0, "b": 1}
+    assert allocate_budget(layers, 40) == {"a": 1, "b": 1}
+    assert allocate_budget({"a": [(10, 1.0), (10, 0.5), (12, 0.5)]}, 99) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("layers", "budget", "error", "message"),
+    [
+        ({}, 5, ValueError, "options : aucune couche"),
+        ({"a": []}, 5, ValueError, r"options\['a'\] : aucune option"),
+        ({"a": [(1, -0.1)]}, 5, ValueError, r"options\['a'\] : attendu des octets et des pertes finis, positifs"),
+        ({"a": [(1, math.nan)]}, 5, ValueError, r"options\['a'\] : attendu"),
+        ({"a": [(-1, 0.1)]}, 5, ValueError, r"options\['a'\] : attendu"),
+        ({"a": [(5, 1.0), (9, 0.5)], "b": [(3, 1.0)]}, 7, ValueError, "budget : reçu 7, attendu au moins 8 octets"),
+        ({"a": [(5, 1.0)]}, 0, ValueError, "budget : reçu 0"),
+        ({"a": [(5, 1.0)]}, 5.5, TypeError, "budget : reçu 5.5"),
+    ],
+)
+def test_a_bad_budget_is_named(layers, budget, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        allocate_budget(layers, budget)
