@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,26 +49,26 @@ def run_batch(model: nn.Module, batch: Batch, name: str = "train_loader", index:
     inputs = batch
     while isinstance(inputs, Sequence) and not isinstance(inputs, str) and inputs:
         inputs = inputs[0]
+    device = next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
     positional, named = [], {}
+    if isinstance(inputs, Tensor):
+        positional = [inputs.to(device)]
+    elif isinstance(inputs, Mapping):
+        known = inspect.signature(model.forward).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+        named = {
+            key: value.to(device) if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+            if free or key in known
+        }
+    if not positional and not named:
+        raise TypeError(
+            f"{name} : lot {index} : reçu {type(batch).__name__}, attendu un tenseur, (entrées, étiquettes) ou un "
+            "dictionnaire d'arguments du réseau."
+        )
     try:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        if isinstance(inputs, Tensor):
-            positional = [inputs.to(device)]
-        elif isinstance(inputs, Mapping):
-            known = inspect.signature(model.forward).parameters
-            free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-            named = {
-                key: value.to(device) if isinstance(value, Tensor) else value
-                for key, value in inputs.items()
-                if free or key in known
-            }
-        if not positional and not named:
-            raise TypeError(
-                f"{name} : lot {index} : reçu {type(batch).__name__}, attendu un tenseur, (entrées, étiquettes) ou un "
-                "dictionnaire d'arguments du réseau."
-            )
         return model(*positional, **named)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except Exception as error:
         shapes = [tuple(t.shape) for t in [*positional, *named.values()] if isinstance(t, Tensor)]
         raise ValueError(f"{name} : lot {index} : le réseau refuse des entrées de forme {shapes} : {error}") from error
 

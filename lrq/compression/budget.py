@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ..activation import Calibration
 from ..allocation import Option, allocate_budget
 from ..errors import evaluating
+from ..layers import QuantizedLowRankLinear
+from ..quantizers import PerChannel
 from ..svd import singular_values
 from ..validation import check_integer
 from .batches import check_batches, first_tensor, run_batch
@@ -76,7 +78,7 @@ class BudgetCompression(GPTQCompression):
         check_integer(settings["budget"], "budget")
         self.config = settings | {"bits": 8, "residual_rank": 0}  # le temps que GPTQCompression vérifie les siens
         super().validate_config()
-        self.config = settings
+        self.config = {key: self.config[key] for key in settings}
 
     @property
     def compares(self) -> bool:
@@ -124,8 +126,7 @@ class BudgetCompression(GPTQCompression):
     def losses(self, task: Task) -> list[Option]:
         """Pour chaque réglage, les octets de la couche et le carré de son erreur locale, résidu compris."""
         layer, seen, W = task.layer, task.heard(0), dense_weight(task.layer)
-        m, n = W.shape
-        bias = stored_bytes(layer) - W.nbytes
+        biases = stored_bytes(task.layers) - W.nbytes
         settings, found = self.settings(task), []
         for bits in dict.fromkeys(bits for bits, _ in settings):
             stored = self.rounded(layer, seen, bits)
@@ -134,7 +135,17 @@ class BudgetCompression(GPTQCompression):
             for rank in ranks:
                 factors = sum(-(-rank * size * self.config["factor_bits"] // 8) + 4 * size for size in (m, n))
                 found.append((stored.nbytes() + bias + (factors if rank else 0), float(tails[rank])))
+            for rank, loss in zip(ranks, lost_energies(W - stored.dequantize(), W, seen, ranks), strict=True):
+                found.append((stored.nbytes() + biases + self.residual_bytes(W, rank), loss))
         return found
+
+    def residual_bytes(self, W: Tensor, rank: int) -> int:
+        """Ce que pèse un résidu de ce rang."""
+        if rank == 0:
+            return 0
+        m, n = W.shape
+        options: dict[str, Any] = {"granularity": PerChannel(0), "quantized": True, "device": "meta", "dtype": W.dtype}
+        return QuantizedLowRankLinear(n, m, rank, self.config["factor_bits"], **options).nbytes()
 
     @torch.no_grad()
     def sensitivities(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, float]:
@@ -152,7 +163,7 @@ class BudgetCompression(GPTQCompression):
                 weight = probed.get_parameter(f"{task.names[0]}.weight".lstrip("."))
                 kept = weight.data
                 rounded = self.rounded(task.layer, task.heard(0), self.config["probe_bits"]).dequantize()
-                local = float(lost_energy(kept - rounded, kept, task.heard(0))[0])
+                [local] = lost_energies(kept - rounded, kept, task.heard(0), [0])
                 weight.data = rounded
                 error = float((outputs().double() - expected).square().sum() / expected.square().sum())
                 weight.data = kept
@@ -179,6 +190,8 @@ class BudgetCompression(GPTQCompression):
 
 def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None, low_rank: bool = False) -> Tensor:
     """Ce que les sorties perdent à une erreur E, en part de leur énergie ; sans calibration, les poids.
+def lost_energies(E: Tensor, W: Tensor, seen: Calibration | None, ranks: Sequence[int]) -> list[float]:
+    """Pour chaque rang r, ce qui reste, sur les sorties, d'une erreur E une fois ôtées ses r premières directions.
 
     Un seul nombre ou, avec `low_rank`, un par rang r de 0 à min(m, n) : ce qui reste une fois E privée de ses r
     premières directions.
@@ -192,3 +205,12 @@ def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None, low_rank: bool =
     else:
         lost = ((E @ C) * E).sum()[None]
     return lost / total if total > 0 else lost
+
+    def energy(M: Tensor) -> float:  # tr(M C Mᵀ)
+        return max(0.0, float(((M if seen is None else M @ seen.second_moment) * M).sum()))
+
+    total = energy(W) or 1.0
+    if not any(ranks):  # aucune direction à ôter
+        return [energy(E) / total] * len(ranks)
+    left = singular_values(E if seen is None else E @ seen.root).square()
+    return [float(left[rank:].sum()) / total for rank in ranks]

@@ -20,7 +20,8 @@ class CompressionCache:
     """Un dossier où chaque couche comprimée est rangée, sous une clé qui dit tout ce dont elle dépend.
 
     La clé est l'empreinte des octets des poids, de la configuration et des versions de lrq et de PyTorch ; pour une
-    méthode qui écoute le réseau, celle, aussi, de tous ses poids et des données. Rien de ce qui change d'un processus
+    méthode qui écoute le réseau, celle, aussi, de tout le réseau (ses poids, ses modules tels qu'il les affiche) et des
+    données. Rien de ce qui change d'un processus
     à l'autre n'y entre. joblib.Memory écrit chaque entrée à côté, puis la renomme : deux calculs peuvent partager le
     dossier. Une entrée illisible est refaite.
 
@@ -80,9 +81,9 @@ def task_keys(method: CompressionMethod, model: nn.Module, tasks: list[Task], ba
     config = {key: value for key, value in method.config.items() if key != "progress"}
     if not method.observes:  # alors, chaque couche est seule
         config = {key: value for key, value in config.items() if key not in ("layers", "exclude")}
-    common = [FORMAT, __version__, torch.__version__, type(method).__qualname__]
+    common = [FORMAT, __version__, torch.__version__, type(method).__module__, type(method).__qualname__]
     described = json.dumps([*common, config], sort_keys=True, default=str)
-    context = digest(chunks([*model.state_dict().items(), *(batches or [])])) if method.observes else ""
+    context = digest(chunks([repr(model), *model.state_dict().items(), *(batches or [])])) if method.observes else ""
     return [
         digest([described, context, *names_if(method.observes, task), *chunks(map(layer_state, task.layers))])
         for task in tasks

@@ -20,7 +20,8 @@ Seen = Tensor | Calibration | None
 class GPTQCompression(CompressionMethod):
     """Les poids des nn.Linear sur quelques bits, arrondis par :func:`~lrq.gptq`, plus un résidu de rang faible.
 
-    Une nn.Embedding, qui n'a pas d'entrée à écouter, s'arrondit au plus près.
+    Une nn.Embedding, qui n'a pas d'entrée à écouter, s'arrondit au plus près, et avec elle la nn.Linear qui lui est
+    liée.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ class GPTQCompression(CompressionMethod):
         ``clipping`` ("mse") ; ``rounding`` ("gptq", ou "nearest", qui se passe de calibration) ; ``damping`` (0,01) ;
         ``residual_rank`` (0) et ``factor_bits`` (8), ce qu'un résidu de rang faible rattrape ensuite ; ``embeddings``
         (False), vrai pour quantifier aussi les nn.Embedding. Et les clés communes, ``layers``, ``exclude``,
-        ``progress``. Les échelles tiennent sur deux octets.
+        ``progress``. Les échelles de la grille tiennent sur deux octets.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
@@ -84,7 +85,9 @@ class GPTQCompression(CompressionMethod):
         """Les poids de la couche, quantifiés : au plus près si l'on ne donne pas ce qu'elle a vu."""
         W = dense_weight(layer)
         quantizer = self.quantizer(W.shape[1], bits)
-        return quantizer.compress(W) if seen is None else gptq(W, seen, quantizer, self.config["damping"])
+        if seen is None or self.config["rounding"] == "nearest":
+            return quantizer.compress(W)
+        return gptq(W, seen, quantizer, self.config["damping"])
 
     def compress_layer(self, layer: nn.Module, seen: Seen = None) -> nn.Module:
         """La couche quantifiée, au plus près si l'on ne donne pas ce qu'elle a vu.

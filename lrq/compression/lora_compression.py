@@ -1,6 +1,7 @@
 """Section 12.3 : LoRA comme méthode ; le réseau ne maigrit pas, mais presque rien ne reste à entraîner."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -70,11 +71,15 @@ class LoRACompression(CompressionMethod):
         frozen = copy.deepcopy(check_linear(layer, "layer")).requires_grad_(False)
         return LoRALayer(frozen, min(self.config["rank"], max_rank(frozen)), self.config["alpha"])
 
-    def describe(self, name: str, layer: nn.Module, smaller: Any, seconds: float) -> LayerReport:
-        rank, shape = smaller.rank, tuple(dense_weight(layer).shape)
-        before, after = stored_bytes(layer), stored_bytes(smaller)
-        note = f"{smaller.trainable_parameters()} nombres à entraîner"
-        return LayerReport(name, shape, rank, rank < self.config["rank"], after, before, 0.0, None, seconds, note)
+    def describe(self, task: Task, layers: Sequence[Any], seconds: float) -> LayerReport:
+        rank, shape, clamped = (
+            layers[0].rank,
+            tuple(dense_weight(task.layer).shape),
+            layers[0].rank < self.config["rank"],
+        )
+        before, after = stored_bytes(task.layers), stored_bytes(layers)
+        note = f"{layers[0].trainable_parameters()} nombres à entraîner"
+        return LayerReport(task.names[0], shape, rank, clamped, after, before, 0.0, None, seconds, note)
 
     def settle(self, compressed: nn.Module) -> nn.Module:
         return freeze(compressed)

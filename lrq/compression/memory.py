@@ -47,16 +47,14 @@ class MemoryEfficientCompression:
             )
         tasks = method.select(model)
         method.observe(model, tasks, train_loader)
-        report = CompressionReport()
-        bar = method.watched(tasks)
-        total, tasks = len(tasks), tasks[::-1]  # vidée par la fin : une couche faite n'est plus tenue par personne
+        report, total = CompressionReport(), len(tasks)
+        tasks.reverse()  # vidée par la fin : une couche faite n'est plus tenue par personne
         try:
-            while tasks:
+            for _ in method.watched(range(total)):
                 result = method.run(tasks[-1])
                 model = replace(model, tasks.pop(), result)
                 report.append(result.line)
                 del result
-                next(bar, None)
         except BaseException as error:
             done = ", ".join(repr(line.name) for line in report) or "aucune"
             error.add_note(f"Couches déjà comprimées ({len(report)} sur {total}) : {done}. Les autres sont intactes.")

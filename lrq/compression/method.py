@@ -9,21 +9,31 @@ import copy
 import difflib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from ..layers import CompressedLayer, LoRALayer, QuantizedEmbedding, QuantizedLinear, inside
+from ..layers import (
+    READ_WITHOUT_CALLING,
+    CompressedLayer,
+    LoRALayer,
+    PackedTensor,
+    QuantizedConv2d,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedResidualLinear,
+    inside,
+)
 from ..layers.base import copy_bias
 from ..validation import listed
 from .batches import output_error
 from .impact import stored_bytes
 from .report import CompressionReport, LayerReport, ranks_and_bits
 
-READ_WITHOUT_CALLING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # leurs poids, lus par un noyau rapide
+T = TypeVar("T")
 
 
 @dataclass
@@ -33,7 +43,7 @@ class Task:
     Attributes
     ----------
     names : tous ses noms ; ceux, aussi, des couches qui ont le même poids
-    layers : la couche, puis les autres couches de même poids
+    layers : la couche, puis les autres couches de même poids ; un plongement passe devant
     seen : ce que `observe` a retenu des entrées de chacune, ou rien
     note : pourquoi elle sera laissée telle quelle
     """
@@ -89,7 +99,7 @@ class CompressionMethod(ABC):
 
     def __init__(self, config: Mapping[str, Any] | None = None):
         known = self.common | self.defaults
-        self.config = known | check_keys({} if config is None else config, known, type(self).__name__)
+        self.config = copy.deepcopy(known | check_keys({} if config is None else config, known, type(self).__name__))
         self.validate_config()
         self.report = CompressionReport()
 
@@ -142,10 +152,12 @@ class CompressionMethod(ABC):
         tasks: dict[int, Task] = {}
         for name, module in found.items():
             if self.wants(name):
-                task = tasks.setdefault(id(getattr(module, "weight", module)), Task([], []))
+                weight = own_weight(module)
+                task = tasks.setdefault(id(module if weight is None else weight), Task([], []))
                 task.names.append(name)
                 if not any(module is other for other in task.layers):
                     task.layers.append(module)
+                    task.layers.sort(key=lambda layer: not isinstance(layer, nn.Embedding))
         if not tasks:
             raise ValueError(f"exclude : {list(self.config['exclude'])} ne laisse aucune couche à comprimer.")
         for task in tasks.values():
@@ -164,7 +176,7 @@ class CompressionMethod(ABC):
             for above, module in model.named_modules():
                 if isinstance(module, READ_WITHOUT_CALLING) and inside(name, above):
                     return f"laissée : {type(module).__name__} lit ses poids sans l'appeler"
-        weight = getattr(task.layer, "weight", None)
+        weight = own_weight(task.layer)
         for name, module in model.named_modules(remove_duplicate=False):
             if any(p is weight for p in module.parameters(recurse=False)) and name not in task.names:
                 return f"laissée : {name!r} a le même poids, et resterait dense"
@@ -180,20 +192,22 @@ class CompressionMethod(ABC):
 
     def run(self, task: Task) -> Result:
         """Comprime une couche, et mesure ce qu'elle y perd."""
-        layer, name, dense = task.layer, task.names[0], stored_bytes(task.layer)
         if task.note:
-            shape = tuple(dense_weight(layer).shape)
-            return Result(task.layers, LayerReport(name, shape, None, False, dense, dense, 0.0, note=task.note))
+            shape, dense = tuple(dense_weight(task.layer).shape), stored_bytes(task.layers)
+            return Result(
+                task.layers, LayerReport(task.names[0], shape, None, False, dense, dense, 0.0, note=task.note)
+            )
         started = time.perf_counter()
         try:
-            smaller = self.compress_layer(layer, task.heard(0))
+            smaller = self.compress_layer(task.layer, task.heard(0))
             twins = [self.share(smaller, task.layers[i], task.heard(i)) for i in range(1, len(task.layers))]
         except (TypeError, ValueError) as refusal:
-            refusal.add_note(f"Couche refusée : {name!r}.")
+            refusal.add_note(f"Couche refusée : {task.names[0]!r}.")
             raise
-        for new, old in zip([smaller, *twins], task.layers, strict=True):
+        layers = [smaller, *twins]
+        for new, old in zip(layers, task.layers, strict=True):
             new.train(old.training)
-        return Result([smaller, *twins], self.describe(name, layer, smaller, time.perf_counter() - started))
+        return Result(layers, self.describe(task, layers, time.perf_counter() - started))
 
     # --- ce qu'une méthode dit d'une couche ---
 
@@ -203,26 +217,34 @@ class CompressionMethod(ABC):
 
     def share(self, compressed: nn.Module, layer: nn.Module, seen: Any = None) -> nn.Module:
         """Ce qui remplace `layer`, dont `compressed` tient déjà le poids : il n'est rangé qu'une fois."""
-        if isinstance(layer, nn.Linear) and isinstance(compressed, QuantizedEmbedding):
-            twin: nn.Module = QuantizedLinear.hold(compressed.packed.stored())
-            twin.packed = compressed.packed
+        if isinstance(compressed, QuantizedResidualLinear):
+            return QuantizedResidualLinear(self.share(compressed.base, layer), compressed.residual)  # type: ignore[arg-type]
+        packed: Any = getattr(compressed, "packed", None)
+        if not isinstance(packed, PackedTensor):
+            twin: Any = copy.copy(compressed)  # les mêmes tenseurs
+            for held in ("_parameters", "_buffers", "_modules"):
+                setattr(twin, held, dict(getattr(compressed, held)))
+            twin.bias = copy_bias(layer)
+            return twin
+        if isinstance(layer, nn.Embedding):
+            twin = QuantizedEmbedding.hold(packed.stored(), layer.padding_idx)
+        elif isinstance(layer, nn.Conv2d):
+            twin = QuantizedConv2d.hold(packed.stored(), layer)  # ses propres pas, marge et biais
         else:
-            twin = copy.copy(compressed)  # les mêmes tenseurs
-            twin._parameters = dict(compressed._parameters)
-        if hasattr(layer, "bias"):
-            twin.register_parameter("bias", copy_bias(layer))
+            twin = QuantizedLinear.hold(packed.stored(), copy_bias(layer))
+        twin.packed = packed
         return twin
 
-    def describe(self, name: str, layer: nn.Module, smaller: nn.Module, seconds: float) -> LayerReport:
+    def describe(self, task: Task, layers: Sequence[Any], seconds: float) -> LayerReport:
         """La ligne du rapport."""
-        rank, bits = ranks_and_bits(smaller)
-        asked, weight = self.config.get("rank"), dense_weight(layer)
-        clamped = isinstance(asked, int) and isinstance(rank, int) and rank < asked and not self.adapts_rank
-        before, after = stored_bytes(layer), stored_bytes(smaller)
-        error = smaller.reconstruction_error(weight)  # type: ignore[operator]
-        notes = [self.remark(layer, smaller), "plus lourde qu'elle n'était" if after > before else ""]
-        note = " ; ".join(filter(None, notes))
-        return LayerReport(name, tuple(weight.shape), rank, clamped, after, before, error, bits, seconds, note)
+        rank, bits = ranks_and_bits(layers[0])
+        weight, asked = dense_weight(task.layer), self.config.get("rank", self.config.get("residual_rank"))
+        clamped = rank is not None and asked is not None and not self.adapts_rank and least(rank) < asked
+        before, after = stored_bytes(task.layers), stored_bytes(layers)
+        error = layers[0].reconstruction_error(weight)
+        notes = [self.remark(task.layer, layers[0]), "plus lourde qu'elle n'était" if after > before else ""]
+        note, shape = " ; ".join(filter(None, notes)), tuple(weight.shape)
+        return LayerReport(task.names[0], shape, rank, clamped, after, before, error, bits, seconds, note)
 
     @property
     def adapts_rank(self) -> bool:
@@ -279,8 +301,8 @@ class CompressionMethod(ABC):
         """Ce qu'il reste à faire au réseau, ses couches une fois remplacées ; rien, par défaut."""
         return compressed
 
-    def watched(self, tasks: Collection[Task]) -> Iterator[Task]:
-        """Les tâches, une barre de progression au-dessus si la configuration le veut."""
+    def watched(self, tasks: Collection[T]) -> Iterator[T]:
+        """Les tâches, ou autant d'autre chose, une barre de progression au-dessus si la configuration le veut."""
         from tqdm.auto import tqdm
 
         return iter(tqdm(tasks, desc=type(self).__name__, unit="couche", disable=not self.config["progress"]))
@@ -320,6 +342,16 @@ def compression_info(original_model: nn.Module, compressed_model: nn.Module) -> 
         "compression_ratio": before / after,
         "bits_per_weight": 8 * after / max(count, 1),
     }
+
+
+def least(rank: int | list[int]) -> int:
+    """Le plus petit de plusieurs rangs."""
+    return rank if isinstance(rank, int) else min(rank)
+
+
+def own_weight(layer: nn.Module) -> nn.Parameter | None:
+    """Le paramètre `weight` d'une couche ; None si elle n'en a pas, ou le calcule à chaque lecture."""
+    return layer._parameters.get("weight")
 
 
 def dense_weight(layer: Any) -> Tensor:

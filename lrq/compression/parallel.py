@@ -85,12 +85,11 @@ class ParallelCompression:
     def _work(self, jobs: list[tuple[str, CompressionMethod, Task]], workers: int) -> list[Result]:
         from joblib import Parallel, delayed
 
-        with tempfile.TemporaryDirectory(prefix="lrq-") as folder:
+        with tempfile.TemporaryDirectory(prefix="lrq-", ignore_cleanup_errors=True) as folder:
             calls = (delayed(work)(self.cache, Path(folder, str(i)), *job) for i, job in enumerate(jobs))
             try:
                 found = Parallel(n_jobs=workers, return_as="generator")(calls)
-                bar = jobs[0][1].watched([task for _, _, task in jobs])
-                return [result for result, _ in zip(found, bar, strict=True)]
+                return [result for result, _ in zip(found, jobs[0][1].watched(jobs), strict=True)]
             except Exception as death:
                 if type(death).__name__ not in DEATHS:
                     raise

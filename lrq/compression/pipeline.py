@@ -1,6 +1,6 @@
 """Enchaîner des méthodes : la seconde comprime ce que la première a rendu."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -38,6 +38,8 @@ class CompressionPipeline:
 
     def compress(self, model: nn.Module, train_loader: Any = None, val_loader: Any = None) -> nn.Module:
         """Une copie du réseau, passée par toutes les méthodes ; mêmes arguments que celui d'une méthode."""
+        if isinstance(train_loader, Iterator):
+            train_loader = list(train_loader)  # chaque méthode le parcourt
         report, compressed = CompressionReport(), model
         for method in self.methods:
             compressed = method.compress(compressed, train_loader)

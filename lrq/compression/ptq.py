@@ -76,19 +76,23 @@ class PTQCompression(CompressionMethod):
         return bool(self.config["activations"])
 
     def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
-        heard = [task for task in tasks if not task.note and isinstance(task.layer, nn.Linear | nn.Conv2d)]
-        if not self.observes or not heard:
+        names = [self.names_of_layers(model, task) for task in tasks]
+        histograms = {
+            name: ActivationHistogram()
+            for task, group in zip(tasks, names, strict=True)
+            for name, layer in zip(group, task.layers, strict=True)
+            if not task.note and isinstance(layer, nn.Linear | nn.Conv2d)
+        }
+        if not self.observes or not histograms:
             return
         check_batches(train_loader, why=" de calibration : ils fixent les grilles des entrées")
-        names = {task.names[0]: self.names_of_layers(model, task) for task in heard}
-        histograms = {name: ActivationHistogram() for group in names.values() for name in group}
 
         def receive(name: str, x: Tensor) -> None:
             histograms[name].update(x)
 
         listen(model, list(histograms), lambda: run_batches(model, train_loader), receive)
-        for task in heard:
-            task.seen = [histograms[name] for name in names[task.names[0]]]
+        for task, group in zip(tasks, names, strict=True):
+            task.seen = [histograms.get(name) for name in group]
 
     def compress_layer(self, layer: nn.Module, seen: ActivationHistogram | None = None) -> nn.Module:
         """La couche quantifiée ; ses entrées aussi, si l'on en donne l'histogramme.
@@ -106,10 +110,7 @@ class PTQCompression(CompressionMethod):
         if isinstance(layer, nn.Embedding):
             return QuantizedEmbedding.from_embedding(layer, quantizer=q)
         if isinstance(layer, FACTORED):
-            granularity = q.granularity
-            smaller = QuantizedLowRankLinear.from_weight_matrix(
-                layer.reconstruct_weight(), layer.rank, q.n_bits, None, granularity, q.clipping
-            )
+            smaller = QuantizedLowRankLinear.from_weight_matrix(layer.reconstruct_weight(), layer.rank, quantizer=q)
             smaller.bias = copy_bias(layer)
             return smaller
         if isinstance(layer, TTLinear):

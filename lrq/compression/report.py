@@ -21,9 +21,9 @@ class LayerReport:
     rank : int, list[int] ou None
         Celui des facteurs ou du résidu, un par lien d'un train ; jamais plus que les dimensions ne permettent.
     clamped : bool
-        Vrai si l'on en demandait davantage.
+        Vrai si l'on en demandait davantage, fût-ce pour un seul lien.
     nbytes : int
-        Octets de la nouvelle couche, biais et échelles compris.
+        Octets de la nouvelle couche, biais et échelles compris ; si d'autres ont le même poids, de toutes ensemble.
     dense_nbytes : int
         Octets de l'ancienne.
     error : float

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from ..layers import TTLinear
 from ..training import check_loader
 from ..validation import check_integer, check_linear, check_positive
 from .batches import Batch, first_tensor, run_batch
-from .method import CompressionMethod, Result, Task
+from .method import CompressionMethod, Result, Task, rebuilt
 
 
 class TensorTrainCompression(CompressionMethod):
@@ -79,10 +80,10 @@ class TensorTrainCompression(CompressionMethod):
         layers = [
             layer for task, result in zip(tasks, results, strict=True) if not task.note for layer in result.layers
         ]
-        trained = nn.ModuleList(layers)
-        imitate(model, super().finish(model, tasks, results, None, None), trained, train_loader, self.config)
+        imitate(model, rebuilt(model, tasks, results), nn.ModuleList(layers), train_loader, self.config)
         for task, result in zip(tasks, results, strict=True):  # les poids ont bougé
-            result.line = self.describe(task.names[0], task.layer, result.layers[0], result.line.seconds)
+            if not task.note:
+                result.line = self.describe(task, result.layers, result.line.seconds)
         return super().finish(model, tasks, results, train_loader, val_loader)
 
 
@@ -104,21 +105,16 @@ def balanced_dims(n: int, count: int) -> list[int]:
     -------
     list[int]
     """
-    n, factors = check_integer(n, "n"), [1] * check_integer(count, "count")
-    for prime in sorted(prime_factors(n), reverse=True):  # les plus gros d'abord, chacun dans le plus petit produit
-        factors[factors.index(min(factors))] *= prime
-    return sorted(factors)
+    return list(least_sum(check_integer(n, "n"), check_integer(count, "count")))
 
 
-def prime_factors(n: int) -> list[int]:
-    """Les facteurs premiers de n, répétés, en croissant."""
-    found, d = [], 2
-    while d * d <= n:
-        while n % d == 0:
-            found.append(d)
-            n //= d
-        d += 1
-    return found + [n] * (n > 1)
+@cache
+def least_sum(n: int, count: int) -> tuple[int, ...]:
+    """`count` entiers de produit n, en croissant, et de la plus petite somme : les plus voisins."""
+    if count == 1:
+        return (n,)
+    smallest = range(1, math.floor(n ** (1 / count) + 1e-9) + 1)
+    return min((tuple(sorted((d, *least_sum(n // d, count - 1)))) for d in smallest if n % d == 0), key=sum)
 
 
 def imitate(teacher: nn.Module, student: nn.Module, trained: nn.Module, loader: Any, config: dict[str, Any]) -> None:

@@ -14,12 +14,13 @@ from .quantized_conv import QuantizedConv2d
 from .quantized_embedding import QuantizedEmbedding
 from .quantized_linear import QuantizedLinear, QuantizedResidualLinear
 from .quantized_tt import QuantizedTTLinear
-from .replace import inside, linear_names, meta_copy, replace_linears, replace_modules
+from .replace import READ_WITHOUT_CALLING, inside, linear_names, meta_copy, replace_linears, replace_modules
 from .svd_compressed import SVDCompressedLinear
 from .truncated_svd import CompactSVDLinear, TruncatedSVDLinear
 from .tt import TTLinear
 
 __all__ = [
+    "READ_WITHOUT_CALLING",
     "ActivationQuantizer",
     "CompactSVDLinear",
     "CompressedLayer",

@@ -165,6 +165,7 @@ class QuantizedFactors(LowRankLinear):
         granularity: Granularity | None = None,
         clipping: str = "min_max",
         rotate: bool = False,
+        quantizer: UniformQuantizer | None = None,
     ) -> Self:
         """SVD tronquée de W, puis quantification des deux facteurs ; sans biais.
 
@@ -179,12 +180,15 @@ class QuantizedFactors(LowRankLinear):
         clipping : str
         rotate : bool
             Répartir d'abord l'énergie entre les colonnes (:func:`~lrq.rotate_factors`), pour mieux quantifier.
+        quantizer : UniformQuantizer, optionnel
+            À la place de `n_bits`, `granularity` et `clipping`.
 
         Returns
         -------
         La couche, déjà quantifiée.
         """
-        quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        if quantizer is None:
+            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         layer = super().from_weight_matrix(W, rank, calibration)
         layer.quantizer = quantizer
         if rotate:

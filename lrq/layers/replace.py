@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ..validation import check_names
 
+READ_WITHOUT_CALLING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # leurs poids, lus par un noyau rapide
+
 Convert = Callable[[nn.Linear], nn.Module]
 
 
