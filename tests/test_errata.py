@@ -22,14 +22,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrq import (
+    ActivationHistogram,
+    ActivationQuantizer,
     CombinedCompressionPipeline,
     CompactSVDLinear,
     FactorizedLinear,
     FakeQuantizeModule,
+    LoRACompression,
     LoRALayer,
     LowRankAnalysis,
+    MemoryEfficientCompression,
     MultiStageFactorizedLinear,
+    ParallelCompression,
     PerChannel,
+    PTQCompression,
     QATLowRankLinear,
     QATTTLinear,
     QuantizedLinear,
@@ -37,6 +43,8 @@ from lrq import (
     QuantizedLowRankLinear,
     QuantizedTTLinear,
     SVDCompressedLinear,
+    SVDCompression,
+    TensorTrainCompression,
     TruncatedSVDLinear,
     TTLinear,
     TTQuantizer,
@@ -58,13 +66,21 @@ from lrq import (
     quantize_symmetric,
     replace_linears,
     singular_values,
+    stored_bytes,
     train_qat_low_rank,
     truncated_svd,
     tt_product,
     tt_svd,
     tucker_contract,
 )
-from lrq.models import accuracy, load_digits_data, load_digits_network, load_minilm, load_minilm_weights
+from lrq.models import (
+    accuracy,
+    encoder_linears,
+    load_digits_data,
+    load_digits_network,
+    load_minilm,
+    load_minilm_weights,
+)
 
 PAGE = Path(__file__).parents[1] / "book" / "errata.md"
 TEST_NAME = re.compile(r"test_e(\d+)_(\d+)_(\d+)")
@@ -2082,3 +2098,482 @@ def test_e9_6_11(cores):
     cores_tt = cores
     q_cores, scales, zps = TTQuantizer(n_bits=8).quantize_tt_cores(cores_tt)
     assert len(q_cores) == len(scales) == len(zps) == len(cores)
+
+
+# --- Section 12.3 -----------------------------------------------------------------------------------------------------
+
+
+def put(model, name, layer):
+    """Le `_replace_layer` que le cours appelle sans l'écrire : `layer` devient la sous-couche `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+def course_ptq(bits=8, calibration_method="min_max", per_channel=False):
+    """Le PTQCompression du cours, prêt à calibrer ; seules manquent les méthodes qu'il n'a pas écrites."""
+    lines = course("""
+        class Theirs:
+            def __init__(self, config):
+                self.bits = config.get('bits', 8)
+                self.calibration_method = config.get('calibration_method', 'min_max')
+                self.per_channel = config.get('per_channel', False)
+
+            def _calibrate(self, model, calibration_data):
+                model.eval()
+                activation_stats = {}
+                self.activation_stats = activation_stats
+
+                def hook_fn(name):
+                    def hook(module, input, output):
+                        if name not in activation_stats:
+                            activation_stats[name] = []
+                        activation_stats[name].append(output.detach())
+                    return hook
+
+                hooks = []
+                for name, module in model.named_modules():
+                    if isinstance(module, (nn.Linear, nn.Conv2d)):
+                        hooks.append(module.register_forward_hook(hook_fn(name)))
+                with torch.no_grad():
+                    for data in calibration_data:
+                        _ = model(data)
+
+                quantization_params = {}
+                for name, activations in activation_stats.items():
+                    all_acts = torch.cat(activations, dim=0)
+                    if self.calibration_method == 'min_max':
+                        min_val, max_val = all_acts.min().item(), all_acts.max().item()
+                    elif self.calibration_method == 'percentile':
+                        min_val = torch.quantile(all_acts, 0.01).item()
+                        max_val = torch.quantile(all_acts, 0.99).item()
+                    # Autres méthodes...
+                    scale = (max_val - min_val) / (2 ** self.bits - 1)
+                    zero_point = 0  # Symétrique
+                    quantization_params[name] = {
+                        'scale': scale,
+                        'zero_point': zero_point
+                    }
+                for hook in hooks:
+                    hook.remove()
+                return quantization_params
+    """)
+    return lines.Theirs({"bits": bits, "calibration_method": calibration_method, "per_channel": per_channel})
+
+
+def rounded(x, scale, zero_point, low, high):
+    """x arrondi sur les codes low … high, puis relu."""
+    return ((x / scale + zero_point).round().clamp(low, high) - zero_point) * scale
+
+
+def digits():
+    """Le réseau dense des chiffres, les images qui calibrent et celles qui jugent."""
+    (images, _), (others, _) = load_digits_data()
+    return load_digits_network("mlp"), images, others
+
+
+def test_e12_3_1():
+    network, images, _ = digits()
+    theirs = course_ptq()
+    params = theirs._calibrate(network, [images])["fc3"]
+    x = theirs.activation_stats["fc3"][0]
+    assert params["scale"] == pytest.approx(float(x.max() - x.min()) / 255)
+    says("E12.3-1", f"vont de {fr(float(x.min()))} à {fr(float(x.max()))}")
+    errors = [100 * relative(x, rounded(x, params["scale"], 0, low, low + 255)) for low in (-128, 0)]
+    says("E12.3-1", f"{fr(errors[0], 1)} % d'erreur à des codes signés")
+    says("E12.3-1", f"{fr(errors[1])} % aux autres")
+    scale = float(images.max() - images.min()) / 255
+    says("E12.3-1", f"les images, de {fr(float(images.min()))} à {fr(float(images.max()))}")
+    says("E12.3-1", f"{fr(100 * relative(images, rounded(images, scale, 0, -128, 127)))} % aux codes signés")
+    histogram = ActivationHistogram()
+    histogram.update(x)
+    activations = ActivationQuantizer(8, *histogram.range("min_max"))
+    says("E12.3-1", f"l'erreur de ces sorties est de {fr(100 * relative(x, activations(x)), 1)} %")
+
+
+def test_e12_3_2():
+    lines = course("""
+        class Theirs:
+            @staticmethod
+            def compress_inplace(model, compression_method):
+                for name, module in model.named_modules():
+                    if isinstance(module, nn.Linear):
+                        compressed = compression_method.compress_layer(module)
+                        module.weight.data = compressed.weight.data
+                        if hasattr(compressed, 'bias') and compressed.bias is not None:
+                            module.bias.data = compressed.bias.data
+    """)
+
+    class Dense(SVDCompression):
+        """Ce qui rend le code du cours exécutable : une couche de rang faible, puis son poids dense."""
+
+        def compress_layer(self, layer, seen=None):
+            smaller = super().compress_layer(layer, seen)
+            smaller.weight = nn.Parameter(smaller.reconstruct_weight())
+            return smaller
+
+    network, _, _ = digits()
+    before = stored_bytes(network)
+    for method in (SVDCompression({"rank": 8}), TensorTrainCompression({"rank": 8}), PTQCompression()):
+        with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+            lines.Theirs.compress_inplace(copy.deepcopy(network), method)
+    lines.Theirs.compress_inplace(network, Dense({"rank": 8}))
+    assert true_rank(network.fc2.weight) == 8
+    assert stored_bytes(network) == before
+    says("E12.3-2", f"{fr(before)} octets avant, {fr(stored_bytes(network))} après")
+    model, method = digits()[0], SVDCompression({"rank": 8})
+    MemoryEfficientCompression.compress_inplace(model, method)
+    says("E12.3-2", f"au rang {method.config['rank']}, il en reste {fr(stored_bytes(model))}")
+
+
+def test_e12_3_3():
+    lines = course("""
+        from multiprocessing.pool import ThreadPool as Pool
+        class Theirs:
+            def compress_parallel(self, model, compression_method, num_workers=4):
+                layers_to_compress = []
+                for name, module in model.named_modules():
+                    if isinstance(module, nn.Linear):
+                        layers_to_compress.append((name, module))
+                with Pool(num_workers) as pool:
+                    compressed_layers = pool.starmap(
+                        compression_method.compress_layer,
+                        [(module,) for _, module in layers_to_compress]
+                    )
+                for (name, _), compressed in zip(layers_to_compress, compressed_layers):
+                    self._replace_layer(model, name, compressed)
+                return model
+    """)
+    done = []
+
+    class Counted(SVDCompression):
+        def compress_layer(self, layer, seen=None):
+            done.append(layer)
+            return super().compress_layer(layer, seen)
+
+    model, method = digits()[0], Counted({"rank": 8})
+    with pytest.raises(AttributeError, match="_replace_layer"):
+        lines.Theirs().compress_parallel(model, method)
+    says("E12.3-3", f"une fois les {len(done)} couches comprimées")
+    lines.Theirs._replace_layer = staticmethod(put)
+    assert lines.Theirs().compress_parallel(model, method) is model
+    assert not any(isinstance(layer, nn.Linear) for layer in model.modules())
+    model, method, num_workers = digits()[0], SVDCompression({"rank": 8}), 1
+    compressed = ParallelCompression().compress_parallel(model, method, num_workers)
+    assert isinstance(model.fc1, nn.Linear)
+    assert isinstance(compressed.fc1, TruncatedSVDLinear)
+
+
+def test_e12_3_4():
+    network, images, _ = digits()
+    theirs = course_ptq()
+    params = theirs._calibrate(network, [images])
+    assert params.keys() == {"fc1", "fc2", "fc3"}
+    assert [len(found) for found in params.values()] == [2, 2, 2]  # rien des poids
+    x = theirs.activation_stats["fc1"][0]
+    torch.testing.assert_close(x, network.fc1(images.flatten(1)).detach())  # avant la ReLU
+    says("E12.3-4", f"{fr(100 * float(-x.min() / (x.max() - x.min())))} % de la grille de la première")
+    method = PTQCompression({"bits": 8})
+    compressed = method.compress(network, [images])
+    low = float(compressed.fc2.input_quantizer(torch.tensor([-1.0])))
+    assert low == 0  # après la ReLU : aucun code pour les négatifs
+    assert isinstance(compressed.fc1, QuantizedLinear)
+
+
+def test_e12_3_5():
+    network, images, _ = digits()
+    theirs = course_ptq(calibration_method="percentile")
+    theirs._calibrate(network, images.split(64))
+    kept = sum(t.nbytes for found in theirs.activation_stats.values() for t in found)
+    says("E12.3-5", f"{fr(len(images))} images de chiffres, déjà {fr(kept)} octets")
+    limit = 2**24
+    torch.quantile(torch.zeros(limit), 0.01)
+    with pytest.raises(RuntimeError, match="input tensor is too large"):
+        torch.quantile(torch.zeros(limit + 1), 0.01)
+    says("E12.3-5", f"refuse plus de {fr(limit)} nombres")
+    width = load_minilm_weights()["encoder.layer.0.intermediate.dense.weight"].shape[0]
+    says("E12.3-5", f"ses {fr(width)} sorties par jeton, {fr(limit // width)} jetons suffisent")
+    histogram = ActivationHistogram()
+    for x in (*images.split(64), torch.ones(limit + 1)):
+        histogram.update(x)
+    assert histogram.count == images.numel() + limit + 1
+    says("E12.3-5", f"{fr(histogram.counts.nbytes)} octets par couche")
+
+
+def test_e12_3_6():
+    model = nn.Sequential(nn.Linear(16, 16))
+    sentences = [torch.randn(2, 5, 16), torch.randn(2, 7, 16)]
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        course_ptq()._calibrate(model, sentences)
+    says("E12.3-6", f"{sentences[0].shape[1]} jetons et l'autre {sentences[1].shape[1]}")
+    quantized = PTQCompression().compress(model, sentences)
+    assert isinstance(quantized[0], QuantizedLinear)
+
+
+def test_e12_3_7():
+    network, images, _ = digits()
+    x = network.fc1(images.flatten(1)).detach()
+    histogram = ActivationHistogram()
+    histogram.update(x)
+    low, high = (torch.quantile(x.flatten()[: 2**24], p).item() for p in (0.01, 0.99))
+    params = course_ptq(calibration_method="percentile")._calibrate(network, [images])["fc1"]
+    assert params["scale"] == pytest.approx((high - low) / 255)
+    outside = float(((x < low) | (x > high)).float().mean())
+    says("E12.3-7", f"{fr(100 * outside)} % des valeurs")
+    theirs = ActivationQuantizer(8, low, high)
+    ours = ActivationQuantizer(8, *histogram.range("percentile", percentile=99.9))
+    least = ActivationQuantizer(8, *histogram.range("mse"))
+    errors = [100 * relative(x, q(x)) for q in (theirs, ours, least)]
+    says("E12.3-7", f"une erreur de {fr(errors[0], 1)} %")
+    says("E12.3-7", f"à 99,9 %, {fr(errors[1], 1)} %")
+    says("E12.3-7", f"{fr(errors[2], 2)} %")
+    method = PTQCompression({"calibration_method": "mse"})
+    method.compress(network, [images])
+
+
+def test_e12_3_8():
+    network, images, _ = digits()
+    for calibration_method in ("mse", "entropy", "minmax"):
+        with pytest.raises(UnboundLocalError, match="cannot access local variable"):
+            course_ptq(calibration_method=calibration_method)._calibrate(network, [images])
+    method = PTQCompression({"calibration_method": "entropy"})
+    method.compress(network, [images])
+    with pytest.raises(ValueError, match=r"^calibration_method : reçu 'minmax', attendu"):
+        PTQCompression({"calibration_method": "minmax"})
+
+
+def test_e12_3_9():
+    network, images, _ = digits()
+    assert course_ptq(per_channel=True)._calibrate(network, [images]) == course_ptq()._calibrate(network, [images])
+    errors = []
+    for per_channel in (False, True):
+        method = PTQCompression({"bits": 4, "per_channel": per_channel, "activations": False})
+        method.compress(network)
+        errors.append(max(line.error for line in method.report))
+    says("E12.3-9", f"sur {method.config['bits']} bits")
+    says("E12.3-9", f"de {fr(100 * errors[0])} % à {fr(100 * errors[1])} %")
+    method = PTQCompression({"bits": 4, "per_channel": True})
+    method.compress(network, [images])
+
+
+def test_e12_3_10():
+    with pytest.raises(ModuleNotFoundError, match="pquant"):
+        course("from pquant.core.compression_method import CompressionMethod")
+    lines = course("""
+        class CompressionMethod:
+            def __init__(self, config):
+                self.config = config
+
+        class SVDCompression(CompressionMethod):
+            def compress(self, model, train_loader=None, val_loader=None):
+                compressed_model = self._create_copy(model)
+                return compressed_model
+
+        class PTQCompression(CompressionMethod):
+            def compress(self, model, train_loader=None, val_loader=None):
+                if train_loader is None:
+                    raise ValueError("PTQ requires calibration data")
+                calibration_data = self._get_calibration_samples(train_loader)
+                return calibration_data
+    """)
+    network, images, _ = digits()
+    with pytest.raises(AttributeError, match="_create_copy"):
+        lines.SVDCompression({}).compress(network)
+    with pytest.raises(AttributeError, match="_get_calibration_samples"):
+        lines.PTQCompression({}).compress(network, [images])
+    assert not hasattr(lines.SVDCompression({}), "compress_layer")
+    compressed = SVDCompression({"rank": 8}).compress(network)
+    assert isinstance(compressed.fc1, TruncatedSVDLinear)
+
+
+def course_loop(model, make):
+    """La boucle que partagent les méthodes du cours."""
+    lines = course(
+        """
+        def compress(compressed_model):
+            for name, module in compressed_model.named_modules():
+                if isinstance(module, nn.Linear):
+                    put(compressed_model, name, make(module))
+            return compressed_model
+        """,
+        put=put,
+        make=make,
+    )
+    return lines.compress(copy.deepcopy(model))
+
+
+def test_e12_3_11():
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    theirs = course_loop(model, lambda layer: TruncatedSVDLinear.from_linear(layer, rank=2))
+    assert isinstance(theirs[0], TruncatedSVDLinear)
+    assert isinstance(theirs[2], nn.Linear)
+    before, after = stored_bytes(model), stored_bytes(theirs)
+    says("E12.3-11", f"{fr(before)} octets en deviennent {fr(after)}")
+    compressed = SVDCompression({"rank": 2}).compress(model)
+    assert compressed[0] is compressed[2]
+    says("E12.3-11", f"il en reste {fr(stored_bytes(compressed))}")
+
+
+def test_e12_3_12():
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.randn(1, 3, 16)
+    theirs = course_loop(block, lambda layer: TruncatedSVDLinear.from_linear(layer, rank=2))
+    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+        theirs(x)
+    method = SVDCompression({"rank": 2})
+    compressed = method.compress(block)
+    torch.testing.assert_close(compressed(x), block(x))
+    assert all("lit ses poids sans l'appeler" in line.note for line in method.report)
+
+
+def test_e12_3_13():
+    lines = course("""
+        def factorize(n):
+            factors = []
+            d = 2
+            while d * d <= n:
+                while n % d == 0:
+                    factors.append(d)
+                    n //= d
+                d += 1
+            if n > 1:
+                factors.append(n)
+            return factors
+        def _factorize_dimensions(in_features, out_features):
+            input_factors = factorize(in_features)
+            output_factors = factorize(out_features)
+            return tuple(input_factors), tuple(output_factors)
+    """)
+    input_dims, output_dims = lines._factorize_dimensions(384, 1536)
+    says("E12.3-13", f"384 entrées se coupent en {len(input_dims)} facteurs, 1 536 sorties en {len(output_dims)}")
+    with pytest.raises(ValueError):
+        TTLinear(input_dims, output_dims, 32)
+    assert lines.factorize(1024) == [2] * 10
+    says("E12.3-13", f"de 1 024, il fait {len(lines.factorize(1024))} fois le facteur {lines.factorize(1024)[0]}")
+    in_features, out_features = 384, 1536
+    input_dims, output_dims = TensorTrainCompression({"rank": 32}).dimensions(in_features, out_features)
+    says("E12.3-13", f"{fr_shape(input_dims)} et {fr_shape(output_dims)}")
+    TTLinear(input_dims, output_dims, 32)
+
+
+def test_e12_3_14():
+    lines = course("""
+        def adapted(model, target_modules=['linear', 'attention']):
+            names = []
+            for name, module in model.named_modules():
+                should_adapt = any(
+                    target in name.lower() for target in target_modules
+                )
+                if should_adapt and isinstance(module, nn.Linear):
+                    names.append(name)
+            return names
+    """)
+    network, minilm = digits()[0], load_minilm()
+    assert lines.adapted(network) == []
+    every, found = encoder_linears(minilm), lines.adapted(minilm)
+    assert set(found) < set(every)
+    says("E12.3-14", f"{len(found)} des {len(every)} couches")
+    assert lines.adapted(network, ["FC"]) == []  # la cible, elle, garde ses majuscules
+    method = LoRACompression({"target_modules": ["FC"]})
+    method.compress(network)
+    says("E12.3-14", f"les {len(method.report)} couches de chiffres")
+    with pytest.raises(ValueError, match="'linaire' ne désigne aucune couche"):
+        LoRACompression({"target_modules": ["linaire"]}).compress(network)
+
+
+def test_e12_3_15():
+    lines = course(
+        """
+        def compress(lora_model, rank=16, alpha=1.0):
+            for name, module in lora_model.named_modules():
+                if isinstance(module, nn.Linear):
+                    lora_module = LoRALayer(module, rank=rank, alpha=alpha)
+                    put(lora_model, name, lora_module)
+            return lora_model
+        """,
+        LoRALayer=LoRALayer,
+        put=put,
+    )
+    network = load_digits_network("cnn")
+
+    def trainable(model):
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    theirs = lines.compress(copy.deepcopy(network), rank=8)
+    lora_model = LoRACompression({"rank": 8}).compress(network)
+    says("E12.3-15", f"laisse {fr(trainable(theirs))} nombres à apprendre")
+    says("E12.3-15", f"{fr(trainable(lora_model))} seulement")
+    assert trainable(theirs) - trainable(lora_model) == sum(
+        p.numel() for conv in (network.conv1, network.conv2) for p in conv.parameters()
+    )
+
+
+def course_rank(weight_matrix, max_error=0.05):
+    """Le `_find_optimal_rank` du cours."""
+    lines = course("""
+        def _find_optimal_rank(weight_matrix, max_error):
+            U, S, Vt = torch.svd(weight_matrix)
+            total_energy = (S ** 2).sum()
+            for rank in range(1, len(S) + 1):
+                error_energy = (S[rank:] ** 2).sum()
+                relative_error = torch.sqrt(error_energy / total_energy)
+                if relative_error <= max_error:
+                    return rank
+            return len(S)  # Utilise le rang complet si nécessaire
+    """)
+    return lines._find_optimal_rank(weight_matrix, max_error)
+
+
+def test_e12_3_16():
+    network, error_threshold = digits()[0], 0.05
+    rank = course_rank(network.fc2.weight.data, error_threshold)
+    m, n = network.fc2.weight.shape
+    assert rank == smallest_rank(network.fc2.weight, error_threshold)
+    says("E12.3-16", f"{n} → {m}")
+    says("E12.3-16", f"le rang {rank} suffit")
+    says("E12.3-16", f"au-delà du rang {int(break_even_rank(m, n))}")
+    theirs = TruncatedSVDLinear.from_linear(network.fc2, rank)
+    says("E12.3-16", f"{fr(stored_bytes(theirs) / stored_bytes(network.fc2), 2)} fois plus lourde")
+    method = SVDCompression({"optimize_rank": True, "error_threshold": error_threshold})
+    method.compress(network)
+    assert "plus lourde qu'elle n'était" in {line.name: line for line in method.report}["fc2"].note
+
+
+def test_e12_3_17():
+    weight = torch.zeros(256, 128)
+    says("E12.3-17", f"{weight.shape[1]} → {weight.shape[0]}")
+    says("E12.3-17", f"rend {course_rank(weight)}")
+    layer = nn.Linear(128, 256)
+    nn.init.zeros_(layer.weight)
+    smaller = SVDCompression({"optimize_rank": True}).compress_layer(layer)
+    says("E12.3-17", f"`lrq` rend {smaller.rank}")
+    assert smaller.reconstruction_error(layer.weight) == 0
+
+
+def test_e12_3_18():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Dropout(), nn.Linear(16, 4)).train()
+    theirs = copy.deepcopy(model)
+    course_ptq()._calibrate(theirs, [torch.randn(8, 16)])
+    assert not theirs.training
+    with pytest.raises(RuntimeError):
+        course_ptq()._calibrate(theirs, [torch.randn(8, 5)])
+    assert sum(len(layer._forward_hooks) for layer in theirs) == 2
+    method = PTQCompression()
+    quantized_model = method.compress(model, [torch.randn(8, 16)])
+    assert model.training
+    assert quantized_model.training
+    with pytest.raises(ValueError, match="refuse des entrées de forme"):
+        method.compress(model, [torch.randn(8, 5)])
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_e12_3_19():
+    silent = nn.Linear(16, 4)
+    for p in silent.parameters():
+        nn.init.zeros_(p)
+    params = course_ptq()._calibrate(nn.Sequential(silent), [torch.randn(8, 16)])["0"]
+    assert params["scale"] == 0
+    assert rounded(torch.zeros(3), params["scale"], 0, -128, 127).isnan().all()
+    model = nn.Sequential(nn.Linear(16, 4))
+    quantized = PTQCompression().compress(model, [torch.zeros(8, 16)])
+    assert quantized(torch.zeros(2, 16)).isfinite().all()
