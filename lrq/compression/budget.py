@@ -131,10 +131,6 @@ class BudgetCompression(GPTQCompression):
         for bits in dict.fromkeys(bits for bits, _ in settings):
             stored = self.rounded(layer, seen, bits)
             ranks = [rank for own, rank in settings if own == bits]
-            tails = lost_energy(W - stored.dequantize(), W, seen, max(ranks) > 0)
-            for rank in ranks:
-                factors = sum(-(-rank * size * self.config["factor_bits"] // 8) + 4 * size for size in (m, n))
-                found.append((stored.nbytes() + bias + (factors if rank else 0), float(tails[rank])))
             for rank, loss in zip(ranks, lost_energies(W - stored.dequantize(), W, seen, ranks), strict=True):
                 found.append((stored.nbytes() + biases + self.residual_bytes(W, rank), loss))
         return found
@@ -188,23 +184,12 @@ class BudgetCompression(GPTQCompression):
         return self.assemble(layer, seen.calibration, seen.bits, seen.rank)
 
 
-def lost_energy(E: Tensor, W: Tensor, seen: Calibration | None, low_rank: bool = False) -> Tensor:
-    """Ce que les sorties perdent à une erreur E, en part de leur énergie ; sans calibration, les poids.
 def lost_energies(E: Tensor, W: Tensor, seen: Calibration | None, ranks: Sequence[int]) -> list[float]:
     """Pour chaque rang r, ce qui reste, sur les sorties, d'une erreur E une fois ôtées ses r premières directions.
 
-    Un seul nombre ou, avec `low_rank`, un par rang r de 0 à min(m, n) : ce qui reste une fois E privée de ses r
-    premières directions.
+    En part de l'énergie des sorties W x ; sans calibration, de celle des poids.
     """
     E, W = E.double(), W.double()
-    C = torch.eye(W.shape[1], dtype=W.dtype) if seen is None else seen.second_moment
-    total = ((W @ C) * W).sum()  # tr(W C Wᵀ)
-    if low_rank:
-        energy = singular_values(E if seen is None else E @ seen.root).square()
-        lost = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
-    else:
-        lost = ((E @ C) * E).sum()[None]
-    return lost / total if total > 0 else lost
 
     def energy(M: Tensor) -> float:  # tr(M C Mᵀ)
         return max(0.0, float(((M if seen is None else M @ seen.second_moment) * M).sum()))
