@@ -55,10 +55,9 @@ NOTES = {
     "ailleurs": "codes_seuls : ce que pèseraient leurs codes serrés, sans point zéro s'il est nul ; "
     "Int4WeightOnlyConfig, qui serre ses codes, exige mslk, absent ici ; IntxWeightOnlyConfig garde chaque code de 4 "
     "bits sur un octet",
-    "budgets": "lrq.BudgetCompression ; uniforme : la plus fidèle des recettes GPTQ par groupe de 64, avec ou sans "
-    "résidu, qui tienne dans les mêmes octets",
+    "budgets": "lrq.BudgetCompression ; uniforme : la plus fidèle des recettes qui tienne dans les mêmes octets",
     "options": "pertes : le carré de l'erreur relative que chaque réglage [bits, rang] causerait aux sorties, à lui "
-    "seul ; octets : par forme (out, in)",
+    "seul ; octets : par forme (out, in) ; erreurs_prévues : le même réglage partout",
     "files": "save_weights sur le réseau entier, plongements et normalisations compris",
     "scaling": "secondes mesurées : médiane de temps de processeur, un fil ; exposants ajustés sur les trois plus "
     "grandes tailles ; tout ce qui touche à LLaMA-7B est extrapolé de ces mesures, ou compté",
@@ -356,8 +355,12 @@ def study_budgets(judge: Judge, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     settings = judge.budget.settings(judge.tasks[0])
     sizes = {task.layer.weight.shape: [size for size, _ in options[task.names[0]]] for task in judge.tasks}
-    uniform = [row for row in rows if re.fullmatch(r"gptq_\d_g64(_r\d+)?", row["id"])]
+    alike = [f"gptq_{bits}_g64" + (f"_r{rank}" if rank else "") for bits, rank in settings]
     lines = []
+    predicted = {
+        name: significant(math.sqrt(sum(options[layer][place][1] for layer in judge.names)), 5)
+        for place, name in enumerate(alike)
+    }
     for rate in BUDGETS:
         judge.budget.config["budget"] = int(rate * judge.weights / 8)
         tasks = [copy.copy(task) for task in judge.tasks]
@@ -366,19 +369,15 @@ def study_budgets(judge: Judge, rows: list[dict[str, Any]]) -> dict[str, Any]:
         layers = [judge.budget.compress_layer(task.layer, choice) for task, choice in zip(tasks, given, strict=True)]
         model = lrq.replace_linears(judge.encoder, dict(zip(judge.names, map(always, layers), strict=True)))
         measured = judge.row(model)
-        fitting = [row for row in uniform if row["bytes"] <= judge.budget.config["budget"]]
+        fitting = [row for row in rows if row["bytes"] <= judge.budget.config["budget"]]
         best = max(fitting, key=lambda row: row["cosine"])
-        place = [(row["id"] == best["id"]) for row in uniform].index(True)
         lines.append(
             {
                 "budget": judge.budget.config["budget"],
                 **measured,
                 "predicted_error": significant(judge.budget.predicted_error, 5),
                 "measured_error": significant(math.sqrt(2 * (1 - measured["cosine"])), 5),
-                "uniforme": {
-                    **{key: best[key] for key in ("id", "label", "bytes", "bits_per_weight", "cosine")},
-                    "predicted_error": significant(math.sqrt(sum(found[name][place][1] for name in judge.names)), 5),
-                },
+                "uniforme": {key: best[key] for key in ("id", "label", "bytes", "bits_per_weight", "cosine")},
                 "bits": [choice.bits for choice in given],
                 "rangs": [choice.rank for choice in given],
             }
@@ -391,6 +390,7 @@ def study_budgets(judge: Judge, rows: list[dict[str, Any]]) -> dict[str, Any]:
             "réglages": settings,
             "octets": {"×".join(map(str, shape)): size for shape, size in sizes.items()},
             "pertes": [[loss for _, loss in options[name]] for name in judge.names],
+            "erreurs_prévues": predicted,
         },
         "budgets": lines,
     }

@@ -22,6 +22,7 @@ from ipywidgets.embed import embed_data
 from playwright.sync_api import TimeoutError as Late
 
 from lrq.widgets import (
+    BudgetExplorer,
     LoRAExplorer,
     PhotoExplorer,
     PropagationExplorer,
@@ -34,6 +35,7 @@ from lrq.widgets import (
     propagation,
     tensor_train,
 )
+from lrq.widgets import budget as sharing
 
 ROOT = Path(__file__).parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
@@ -66,6 +68,7 @@ BITS, BITS_POINT = '[data-control="n_bits"]', '[data-control="bits-point"]'
 CHAINED = '[data-explorer="propagation"]'
 ADAPTED = '[data-explorer="lora"]'
 TRAIN, TRAIN_POINT = '[data-explorer="tensor-train"]', '[data-control="train-point"]'
+SHARED, SHARED_POINT = '[data-explorer="budget"]', '[data-control="budget-point"]'
 MAP_POINT, BUDGET = '[data-control="map-point"]', '[data-control="budget"]'
 RATE_POINT, RECIPE = '[data-control="rate-point"]', '[data-control="recipe"]'
 TWO_FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
@@ -1515,6 +1518,96 @@ def test_the_train_and_python_measure_alike(mounted, rng):
     assert noise == []
 
 
+BUDGETS = [line["budget"] for line in sharing.load_table()["budgets"]]
+LISTED = '[data-control="listed-budget"]'
+
+
+def test_the_budget_keeps_its_height_and_its_labels_apart(mounted):
+    page, noise = mounted([BudgetExplorer()])
+    root = page.locator(SHARED)
+    for width in (760, 704, 676, 640, 576, 560, 480, 420, 360, 344, 320):
+        page.set_viewport_size({"width": width, "height": 900})
+        heights = set()
+        for place in range(len(BUDGETS)):
+            root.locator(LISTED).evaluate(SET, place)
+            page.evaluate(TWO_FRAMES)
+            heights.add(round(root.bounding_box()["height"]))
+            assert root.evaluate(OVERLAPS) == [], f"{width} px, {BUDGETS[place]}"
+            assert not re.search(r"NaN|Infinity|undefined|∞|−", root.evaluate(SHOWN)), BUDGETS[place]
+            assert page.evaluate(SIDEWAYS) is None, f"{width} px, {BUDGETS[place]}"
+        assert len(heights) == 1, f"{width} px : {heights}"
+    page.close()
+    assert noise == []
+
+
+def test_the_budget_is_explored_by_hand(mounted):
+    """Au clavier, d'un clic sur la carte, ou en tirant le point."""
+    page, noise = mounted([BudgetExplorer(BUDGETS[3])])
+    root, point = page.locator(SHARED), page.locator(SHARED_POINT)
+    last = len(BUDGETS) - 1
+    for key, place in [
+        ("ArrowRight", 4),
+        ("ArrowUp", 5),
+        ("ArrowLeft", 4),
+        ("ArrowDown", 3),
+        ("PageUp", 5),
+        ("PageDown", 3),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("End", last),
+        ("ArrowRight", last),
+    ]:
+        point.press(key)
+        assert settings_after(root, {"listed-budget": place})["listed-budget"] == place, key
+        page.evaluate(TWO_FRAMES)
+        assert point.get_attribute("aria-valuenow") == str(place + 1)
+        assert "fidélité 0," in point.get_attribute("aria-valuetext")
+    point.scroll_into_view_if_needed()
+    plot = root.locator(".lrq-plot").bounding_box()
+    mouse, y = page.mouse, plot["y"] + 0.5 * plot["height"]
+    mouse.click(plot["x"] + 0.2 * plot["width"], y)
+    assert waits(root, "(root, most) => root.querySelector('[data-control=listed-budget]').value <= most", 3)
+    box = point.bounding_box()
+    mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    mouse.down()
+    mouse.move(plot["x"] + 0.6 * plot["width"], y, steps=4)
+    mouse.up()
+    assert waits(root, "(root, least) => root.querySelector('[data-control=listed-budget]').value >= least", last - 3)
+    page.close()
+    assert noise == []
+
+
+def test_the_budget_and_python_say_alike(mounted):
+    """À tous les budgets : la grille, la phrase et le code sont ceux de Python ; le code, exécuté, dit vrai."""
+    explorer = BudgetExplorer()
+    page, noise = mounted([explorer])
+    root = page.locator(SHARED)
+    page.evaluate(UNFOLD)
+    for place, explorer.budget in enumerate(BUDGETS):
+        root.locator(LISTED).evaluate(SET, place)
+        page.evaluate(TWO_FRAMES)
+        cells = root.locator('[data-readout="layers"] td').evaluate_all("cells => cells.map(cell => cell.textContent)")
+        given = zip(explorer.bits.values(), explorer.ranks.values(), strict=True)
+        assert cells == [f"{bits}+{rank}" if rank else str(bits) for bits, rank in given]
+        verdict = root.locator(".lrq-verdict").inner_text()
+        numbers = [float(word.replace(",", ".")) for word in re.findall(r"\d+(?:,\d+)?", verdict)]
+        weight = explorer.bits_per_weight
+        assert numbers[:3] == pytest.approx([explorer.nbytes / 1e6, weight, 32 / weight], abs=0.051)
+        assert numbers[3] == pytest.approx(explorer.fidelity, abs=6e-4)
+        beaten = "répartir ôte" in verdict
+        assert beaten == (explorer.fidelity > explorer.uniform["cosine"])
+        if beaten:
+            gained = 1 - (1 - explorer.fidelity) / (1 - explorer.uniform["cosine"])
+            assert numbers[-1] == pytest.approx(100 * gained, abs=0.51)
+        snippet = root.locator(f"{CODE} pre code").text_content()
+        said, got = promised(snippet), printed(snippet)
+        assert len(said) == len(got) == 3
+        assert all(map(agree, said, got)), f"{snippet}\nimprime {got}"
+        assert said[0].startswith(f"{explorer.nbytes} octets")
+    page.close()
+    assert noise == []
+
+
 def test_a_quantizer_without_groups_goes_back_to_rows(mounted, randn):
     """Choisir une matrice dont les lignes ne font pas de groupes entiers : le menu les refuse, la figure le suit."""
     page, noise = mounted(
@@ -1702,7 +1795,9 @@ def test_browser_computes_what_pytorch_computes(opened):
     assert 0 <= max(gaps) <= 1e-5
 
 
-@pytest.fixture(params=["rate_distortion", PropagationExplorer, LoRAExplorer, TensorTrainExplorer], ids=str)
+@pytest.fixture(
+    params=["rate_distortion", PropagationExplorer, LoRAExplorer, TensorTrainExplorer, BudgetExplorer], ids=str
+)
 def explorer(request):
     return request.getfixturevalue(request.param) if isinstance(request.param, str) else request.param()
 

@@ -12,9 +12,10 @@ import torch
 import traitlets
 
 import lrq
-from benchmarks import lora_study, randomized_study, tt_study
+from benchmarks import lora_study, model_study, randomized_study, tt_study
 from lrq import models, plots
 from lrq.widgets import (
+    BudgetExplorer,
     Certificate,
     Choice,
     LoRAExplorer,
@@ -38,6 +39,7 @@ from lrq.widgets import (
     spectrum,
     tensor_train,
 )
+from lrq.widgets import budget as sharing
 from lrq.widgets.certificate import golden_cases
 from lrq.widgets.explorer import CSS, FOLDER, esm, only
 
@@ -1741,6 +1743,155 @@ def test_noise_tells_what_the_split_does_not_see_in_query():
         noise, query = (TensorTrainExplorer(name, 2, rank, 32) for name in ("hasard gaussien", "query, bloc 1"))
         assert abs(noise.error - noise.svd_error) < 0.005
         assert noise.svd_error - query.svd_error > 2 * (noise.error - query.error) > 0
+
+
+# --- le réseau entier et sa table -------------------------------------------------------------------------------------
+
+
+WHOLE = sharing.load_table()
+RECIPES = {row["id"]: row for row in WHOLE["recipes"]}
+FOUND_AGAIN = 2e-3  # d'un processeur à l'autre, quelques codes changent
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with torch.no_grad():
+        return model_study.Judge()
+
+
+QUICK = (
+    "nearest_8_row",
+    "nearest_4_row",
+    "nearest_4_g32",
+    "nearest_4_g64",
+    "nearest_4_g64_r8",
+    "svd_half",
+    "train_half",
+)
+
+
+def test_a_random_recipe_of_the_table_is_found_again(judge, rng):
+    """Une de celles qui se passent de calibration : les autres demandent qu'on écoute 400 phrases."""
+    builds = {name: build for name, _, _, build in model_study.recipes(judge)}
+    name = str(rng.choice(QUICK))
+    with torch.no_grad():
+        found = judge.row(builds[name]())
+    assert found["bytes"] == RECIPES[name]["bytes"]
+    assert found["cosine"] == pytest.approx(RECIPES[name]["cosine"], abs=FOUND_AGAIN)
+    assert set(QUICK) < builds.keys() < RECIPES.keys()
+
+
+def test_the_loss_of_an_option_is_found_again(judge, rng):
+    """Une couche au hasard, sur quelques phrases de calibration : les octets sont ceux de la table, au bit près."""
+    settings, options = sharing.load_options()
+    name = judge.names[int(rng.integers(len(judge.names)))]
+    layer = judge.encoder.get_submodule(name)
+    bits, rank = settings[int(rng.integers(len(settings)))]
+    with torch.no_grad():
+        smaller = lrq.GPTQCompression({"bits": bits, "residual_rank": rank, "rounding": "nearest"}).compress_layer(
+            layer
+        )
+    size, loss = options[name][settings.index((bits, rank))]
+    assert smaller.nbytes() - layer.bias.nbytes == size
+    assert 0 < loss < 1
+
+
+def test_the_table_of_the_whole_model_is_whole_and_small(judge):
+    assert model_study.TABLE.stat().st_size < 100_000
+    assert WHOLE["commande"].endswith(model_study.__name__)
+    assert WHOLE["sha256"] == models.MINILM_SHA256
+    weights = WHOLE["réseau"]["poids"]
+    assert (len(judge.names), judge.weights) == (36, weights)
+    assert WHOLE["réseau"]["octets_biais"] == sum(judge.encoder.get_submodule(name).bias.nbytes for name in judge.names)
+    for row in [*RECIPES.values(), *WHOLE["budgets"]]:
+        assert row["bits_per_weight"] == pytest.approx(8 * row["bytes"] / weights, abs=1e-4)
+        assert 0 < row["cosine"] < 1
+    front = lrq.errors.pareto_front(
+        [-row["cosine"] for row in RECIPES.values()], [row["bytes"] for row in RECIPES.values()]
+    )
+    assert [i for i, row in enumerate(RECIPES.values()) if row["front"]] == sorted(front)
+    assert {row["family"] for row in RECIPES.values()} == {"nearest", "gptq", "low_rank", "activations", "elsewhere"}
+
+
+def test_the_given_budgets_follow_from_the_options():
+    """La répartition de la table se refait de ses options ; son uniforme est le meilleur qui tienne."""
+    settings, options = sharing.load_options()
+    assert len(options) == 36
+    predicted = WHOLE["options"]["erreurs_prévues"]
+    for place, (name, error) in enumerate(predicted.items()):
+        assert error == pytest.approx(math.sqrt(sum(found[place][1] for found in options.values())), rel=1e-4)
+        assert RECIPES[name]["bytes"] == sum(found[place][0] for found in options.values())
+    assert len(predicted) == len(settings)
+    for line in WHOLE["budgets"]:
+        chosen = lrq.allocate_budget(options, line["budget"])
+        given = [settings[chosen[name]] for name in options]
+        assert given == list(zip(line["bits"], line["rangs"], strict=True))
+        assert line["bytes"] == sum(options[name][i][0] for name, i in chosen.items()) <= line["budget"]
+        loss = sum(options[name][i][1] for name, i in chosen.items())
+        assert line["predicted_error"] == pytest.approx(math.sqrt(loss), rel=1e-4)
+        best = max((row for row in RECIPES.values() if row["bytes"] <= line["budget"]), key=lambda row: row["cosine"])
+        assert {key: best[key] for key in ("id", "label", "bytes", "cosine")}.items() <= line["uniforme"].items()
+
+
+def test_the_scaling_of_the_table_adds_up():
+    scaling = WHOLE["scaling"]
+    llama = scaling["llama_7b"]
+    assert llama["paramètres"] == sum(m * n * count for m, n, count in llama["formes"])
+    assert llama["octets_16_bits"] == 2 * llama["paramètres"]
+    assert llama["octets_4_375_bits"] == pytest.approx(4.375 / 8 * llama["paramètres"])
+    assert 6.7e9 < llama["paramètres"] < 6.8e9
+    for name, seconds in scaling["secondes"].items():
+        exponent, constant = model_study.fit(scaling["tailles"][1:], seconds[1:])
+        assert exponent == pytest.approx(scaling["exposants"][name], abs=1e-3)
+        hours = (
+            sum(model_study.extrapolated(name, m, n, exponent, constant) * c for m, n, c in llama["formes"][:-1]) / 3600
+        )
+        assert hours == pytest.approx(llama["heures"][name], rel=0.01)
+
+
+def test_fit_finds_the_exponent_of_a_power(rng):
+    exponent, constant = float(rng.uniform(1, 4)), float(rng.uniform(1e-9, 1))
+    sizes = [64, 100, 300]
+    assert model_study.fit(sizes, [constant * n**exponent for n in sizes]) == pytest.approx((exponent, constant))
+
+
+@pytest.mark.parametrize("value", [0, -1, 5_806_081, 2.5, "5806080", True, float("nan")])
+def test_budgets_that_were_not_measured_are_refused(value):
+    explorer = BudgetExplorer()
+    before = explorer.get_state()
+    with pytest.raises(traitlets.TraitError, match=r"^budget : reçu .*attendu"):
+        explorer.budget = value
+    assert explorer.get_state() == before
+    with pytest.raises(traitlets.TraitError, match=r"^budget : reçu .*attendu"):
+        BudgetExplorer(value)
+
+
+def test_the_budget_is_that_of_the_table(rng):
+    line = WHOLE["budgets"][int(rng.integers(len(WHOLE["budgets"])))]
+    explorer, seen = BudgetExplorer(), []
+    explorer.observe(lambda change: seen.append(change["new"]), "budget")
+    assert explorer.bits_per_weight == pytest.approx(4.375, abs=0.01)
+    explorer.set_state({"budget": line["budget"]})
+    assert seen in ([], [line["budget"]])
+    assert [*explorer.bits.values()] == line["bits"]
+    assert [*explorer.ranks.values()] == line["rangs"]
+    assert list(explorer.bits) == list(explorer.ranks) == list(sharing.load_options()[1])
+    assert (explorer.nbytes, explorer.fidelity) == (line["bytes"], line["cosine"])
+    assert explorer.measured_error == pytest.approx(line["measured_error"], rel=1e-3)
+    assert explorer.predicted_error == line["predicted_error"]
+    assert explorer.uniform == line["uniforme"]
+    given = np.frombuffer(explorer._given, np.uint8).reshape(2, len(WHOLE["budgets"]), 36)
+    place = WHOLE["budgets"].index(line)
+    assert given[:, place].tolist() == [line["bits"], line["rangs"]]
+    assert state_size(explorer) <= STATE_LIMIT
+
+
+def test_budget_repr_is_stable_and_tells_the_state():
+    text = repr(BudgetExplorer(WHOLE["budgets"][0]["budget"]))
+    assert text == repr(BudgetExplorer(WHOLE["budgets"][0]["budget"]))
+    assert re.fullmatch(
+        r"BudgetExplorer, [\d\s]+ octets : 2,\d\d bits par poids, fidélité 0,\d{4} \(GPTQ 2 bits g64 : 0,\d{4}\)", text
+    )
 
 
 # --- ce que disent les invitations ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Chaque figure est une classe Python (des traits typés, vérifiés) et un module JavaScript du dossier ``js`` qui dessine.
 """
 
+from .budget import BudgetExplorer
 from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
@@ -17,6 +18,7 @@ from .spectrum import SpectrumExplorer
 from .tensor_train import TensorTrainExplorer
 
 __all__ = [
+    "BudgetExplorer",
     "Certificate",
     "Choice",
     "Explorer",
