@@ -1748,8 +1748,8 @@ def test_noise_tells_what_the_split_does_not_see_in_query():
 # --- le réseau entier et sa table -------------------------------------------------------------------------------------
 
 
-WHOLE = sharing.load_table()
-RECIPES = {row["id"]: row for row in WHOLE["recipes"]}
+MODEL = sharing.load_table()
+RECIPES = {row["id"]: row for row in MODEL["recipes"]}
 FOUND_AGAIN = 2e-3  # d'un processeur à l'autre, quelques codes changent
 
 
@@ -1781,29 +1781,33 @@ def test_a_random_recipe_of_the_table_is_found_again(judge, rng):
     assert set(QUICK) < builds.keys() < RECIPES.keys()
 
 
-def test_the_loss_of_an_option_is_found_again(judge, rng):
-    """Une couche au hasard, sur quelques phrases de calibration : les octets sont ceux de la table, au bit près."""
+def test_options_weigh_what_layers_do_and_lose_less_for_more(judge, rng):
+    """Une couche au hasard : ses octets, au bit près ; plus de bits, ou un plus grand résidu, perdent moins."""
     settings, options = sharing.load_options()
-    name = judge.names[int(rng.integers(len(judge.names)))]
+    name = str(rng.choice(judge.names))
     layer = judge.encoder.get_submodule(name)
+    found = dict(zip(settings, options[name], strict=True))
     bits, rank = settings[int(rng.integers(len(settings)))]
+    recipe = {"bits": bits, "residual_rank": rank, "rounding": "nearest"}
     with torch.no_grad():
-        smaller = lrq.GPTQCompression({"bits": bits, "residual_rank": rank, "rounding": "nearest"}).compress_layer(
-            layer
-        )
-    size, loss = options[name][settings.index((bits, rank))]
-    assert smaller.nbytes() - layer.bias.nbytes == size
-    assert 0 < loss < 1
+        smaller = lrq.GPTQCompression(recipe).compress_layer(layer)
+    assert smaller.nbytes() - layer.bias.nbytes == found[bits, rank][0]
+    table = [[found[bits, rank] for rank in model_study.RANKS] for bits in model_study.BITS]
+    for line in [*table, *zip(*table, strict=True)]:
+        assert sorted(line) == list(line)
+        losses = [loss for _, loss in line]
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] > 0
 
 
 def test_the_table_of_the_whole_model_is_whole_and_small(judge):
     assert model_study.TABLE.stat().st_size < 100_000
-    assert WHOLE["commande"].endswith(model_study.__name__)
-    assert WHOLE["sha256"] == models.MINILM_SHA256
-    weights = WHOLE["réseau"]["poids"]
+    assert MODEL["commande"].endswith(model_study.__name__)
+    assert MODEL["sha256"] == models.MINILM_SHA256
+    weights = MODEL["réseau"]["poids"]
     assert (len(judge.names), judge.weights) == (36, weights)
-    assert WHOLE["réseau"]["octets_biais"] == sum(judge.encoder.get_submodule(name).bias.nbytes for name in judge.names)
-    for row in [*RECIPES.values(), *WHOLE["budgets"]]:
+    assert MODEL["réseau"]["octets_biais"] == sum(judge.encoder.get_submodule(name).bias.nbytes for name in judge.names)
+    for row in [*RECIPES.values(), *MODEL["budgets"]]:
         assert row["bits_per_weight"] == pytest.approx(8 * row["bytes"] / weights, abs=1e-4)
         assert 0 < row["cosine"] < 1
     front = lrq.errors.pareto_front(
@@ -1817,12 +1821,12 @@ def test_the_given_budgets_follow_from_the_options():
     """La répartition de la table se refait de ses options ; son uniforme est le meilleur qui tienne."""
     settings, options = sharing.load_options()
     assert len(options) == 36
-    predicted = WHOLE["options"]["erreurs_prévues"]
+    predicted = MODEL["options"]["erreurs_prévues"]
     for place, (name, error) in enumerate(predicted.items()):
         assert error == pytest.approx(math.sqrt(sum(found[place][1] for found in options.values())), rel=1e-4)
         assert RECIPES[name]["bytes"] == sum(found[place][0] for found in options.values())
     assert len(predicted) == len(settings)
-    for line in WHOLE["budgets"]:
+    for line in MODEL["budgets"]:
         chosen = lrq.allocate_budget(options, line["budget"])
         given = [settings[chosen[name]] for name in options]
         assert given == list(zip(line["bits"], line["rangs"], strict=True))
@@ -1833,8 +1837,25 @@ def test_the_given_budgets_follow_from_the_options():
         assert {key: best[key] for key in ("id", "label", "bytes", "cosine")}.items() <= line["uniforme"].items()
 
 
+def test_sharing_a_budget_is_never_worse_and_gains_most_between_round_sizes():
+    """Ce que cherche l'invitation : value et sortie du dernier bloc gardent leurs bits ; le gain aux deux tailles."""
+    lines = {round(line["budget"] / 1e6, 2): line for line in MODEL["budgets"]}
+    inner = list(lines.values())[1:-1]
+    for line in inner:
+        assert line["cosine"] > line["uniforme"]["cosine"]
+        assert min(line["bits"][32:34]) == max(line["bits"])
+        assert (
+            1.1 < line["measured_error"] / line["predicted_error"] < 1.25
+        )  # l'erreur est sous-estimée, partout pareil
+    for line in (MODEL["budgets"][0], MODEL["budgets"][-1]):  # aux deux bouts, tout est pareil
+        assert len(set(line["bits"])) == 1
+        assert line["cosine"] == line["uniforme"]["cosine"]
+    gains = {size: 1 - (1 - line["cosine"]) / (1 - line["uniforme"]["cosine"]) for size, line in lines.items()}
+    assert gains[6.64] > 2 * gains[5.81] > 0.2
+
+
 def test_the_scaling_of_the_table_adds_up():
-    scaling = WHOLE["scaling"]
+    scaling = MODEL["scaling"]
     llama = scaling["llama_7b"]
     assert llama["paramètres"] == sum(m * n * count for m, n, count in llama["formes"])
     assert llama["octets_16_bits"] == 2 * llama["paramètres"]
@@ -1867,7 +1888,7 @@ def test_budgets_that_were_not_measured_are_refused(value):
 
 
 def test_the_budget_is_that_of_the_table(rng):
-    line = WHOLE["budgets"][int(rng.integers(len(WHOLE["budgets"])))]
+    line = MODEL["budgets"][int(rng.integers(len(MODEL["budgets"])))]
     explorer, seen = BudgetExplorer(), []
     explorer.observe(lambda change: seen.append(change["new"]), "budget")
     assert explorer.bits_per_weight == pytest.approx(4.375, abs=0.01)
@@ -1880,15 +1901,15 @@ def test_the_budget_is_that_of_the_table(rng):
     assert explorer.measured_error == pytest.approx(line["measured_error"], rel=1e-3)
     assert explorer.predicted_error == line["predicted_error"]
     assert explorer.uniform == line["uniforme"]
-    given = np.frombuffer(explorer._given, np.uint8).reshape(2, len(WHOLE["budgets"]), 36)
-    place = WHOLE["budgets"].index(line)
+    given = np.frombuffer(explorer._given, np.uint8).reshape(2, len(MODEL["budgets"]), 36)
+    place = MODEL["budgets"].index(line)
     assert given[:, place].tolist() == [line["bits"], line["rangs"]]
     assert state_size(explorer) <= STATE_LIMIT
 
 
 def test_budget_repr_is_stable_and_tells_the_state():
-    text = repr(BudgetExplorer(WHOLE["budgets"][0]["budget"]))
-    assert text == repr(BudgetExplorer(WHOLE["budgets"][0]["budget"]))
+    text = repr(BudgetExplorer(MODEL["budgets"][0]["budget"]))
+    assert text == repr(BudgetExplorer(MODEL["budgets"][0]["budget"]))
     assert re.fullmatch(
         r"BudgetExplorer, [\d\s]+ octets : 2,\d\d bits par poids, fidélité 0,\d{4} \(GPTQ 2 bits g64 : 0,\d{4}\)", text
     )

@@ -113,8 +113,8 @@ function build(root, model) {
   const prompt = element(
     "p",
     { class: "lrq-prompt" },
-    "Baissez le budget, cran après cran\u00a0: quelles couches perdent leurs bits les dernières\u00a0? Et à combien d’octets " +
-      "mieux vaut-il ne rien répartir\u00a0?",
+    "Baissez le budget, cran après cran\u00a0: quelles couches gardent leurs bits le plus longtemps\u00a0? Et pourquoi " +
+      "répartir gagne-t-il plus à 6,64\u00a0Mo qu’à 5,81\u00a0?",
   );
   const sentence = element("p", { class: "lrq-verdict lrq-shared", "data-readout": "verdict" });
   const budgetSlider = listSlider("listed-budget", "Budget", budgets, keep);
