@@ -6,6 +6,7 @@ disposition des codes (forme, bits, échelles) y est écrite : des octets seuls 
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import secrets
@@ -186,11 +187,17 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     for name, layer in new.items():
         check_replaces(path, name, present.get(name), layer)
     blank = replace_modules(blank, {name: partial(other, layer) for name, layer in new.items()})
-    values = dict(model.named_buffers())
+    values, wanted = dict(model.named_buffers()), blank.state_dict()
     # un tampon que l'architecture ne garde plus, comme les position_ids de BERT
-    tensors = {name: t for name, t in tensors.items() if name in blank.state_dict() or name not in values}
+    tensors = {name: t for name, t in tensors.items() if name in wanted or name not in values}
     check_fits(path, blank, tensors, recorded["codes"])
-    blank.load_state_dict(tensors, assign=True)
+    # un seul paramètre par tenseur : ce qui était partagé le demeure
+    shared_once = {
+        id(tensors[name]): nn.Parameter(tensors[name])
+        for name, p in blank.named_parameters(remove_duplicate=False)
+        if p.is_floating_point()
+    }
+    blank.load_state_dict({name: shared_once.get(id(t), t) for name, t in tensors.items()}, assign=True)
     for name, buffer in list(blank.named_buffers()):
         if buffer.is_meta:  # absent des fichiers : recalculé par le constructeur, ou vide
             parent, _, child = name.rpartition(".")
@@ -306,8 +313,8 @@ def build(described: Any, where: str) -> Any:
     known = {cls.__name__: cls for cls in [*vars(layers).values(), *vars(quantizers).values()] if isinstance(cls, type)}
     if not issubclass(known.get(kind, object), CompressedLayer | ActivationQuantizer | UniformQuantizer | Granularity):
         raise ValueError(f"{where} : reçu une couche {kind!r}, que cette version de lrq ne connaît pas.")
-    with torch.device("meta"):
-        return known[kind](**arguments)
+    place = {"device": "meta"} if "device" in inspect.signature(known[kind]).parameters else {}
+    return known[kind](**arguments, **place)
 
 
 def compare(path: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

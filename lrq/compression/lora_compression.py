@@ -22,7 +22,7 @@ class LoRACompression(CompressionMethod):
     config : dict, optionnel
         ``rank`` (16), ramené couche par couche au plus grand possible ; ``alpha`` (1.0), l'échelle ;
         ``target_modules``, des morceaux de noms, sans égard aux majuscules. Ceux du cours, ["linear", "attention"],
-        valent par défaut ; là où aucune couche n'est nommée ainsi, toutes les nn.Linear sont adaptées. Et les clés
+        valent par défaut ; là où rien de nommé ainsi ne s'adapte, toutes les nn.Linear sont adaptées. Et les clés
         communes, ``layers``, ``exclude``, ``progress``.
 
     Raises
@@ -38,18 +38,20 @@ class LoRACompression(CompressionMethod):
         check_integer(self.config["rank"], "rank")
         check_finite_number(self.config["alpha"], "alpha")
         targets = self.config["target_modules"]
-        if isinstance(targets, str) or not all(isinstance(t, str) and t for t in targets) or not targets:
+        if not isinstance(targets, list | tuple) or not targets or not all(isinstance(t, str) and t for t in targets):
             raise TypeError(f"target_modules : reçu {targets!r}, attendu une liste de morceaux de noms.")
 
     def select(self, model: nn.Module) -> list[Task]:
         tasks = super().select(model)
         targets, default = self.config["target_modules"], self.defaults["target_modules"]
         names = [name for task in tasks for name in task.names]
-        for target in targets:
-            if list(targets) != default and not any(target.lower() in name.lower() for name in names):
-                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; il y a {listed(names)}.")
         aimed = [task for task in tasks if any(t.lower() in name.lower() for t in targets for name in task.names)]
-        return aimed or tasks
+        if list(targets) == default:
+            return aimed if any(not task.note for task in aimed) else tasks
+        for target in targets:
+            if not any(target.lower() in name.lower() for name in names):
+                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; il y a {listed(names)}.")
+        return aimed
 
     def obstacle(self, model: nn.Module, task: Task) -> str:
         several = "laissée : plusieurs couches ont ce poids" if len(task.layers) > 1 else ""

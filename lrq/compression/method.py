@@ -152,8 +152,7 @@ class CompressionMethod(ABC):
         tasks: dict[int, Task] = {}
         for name, module in found.items():
             if self.wants(name):
-                weight = own_weight(module)
-                task = tasks.setdefault(id(module if weight is None else weight), Task([], []))
+                task = tasks.setdefault(id(own_weight(module)), Task([], []))
                 task.names.append(name)
                 if not any(module is other for other in task.layers):
                     task.layers.append(module)
@@ -178,7 +177,8 @@ class CompressionMethod(ABC):
                     return f"laissée : {type(module).__name__} lit ses poids sans l'appeler"
         weight = own_weight(task.layer)
         for name, module in model.named_modules(remove_duplicate=False):
-            if any(p is weight for p in module.parameters(recurse=False)) and name not in task.names:
+            own = any(inside(name, ours) for ours in task.names)
+            if not own and any(p is weight for p in module.parameters(recurse=False)):
                 return f"laissée : {name!r} a le même poids, et resterait dense"
         return ""
 
@@ -349,9 +349,9 @@ def least(rank: int | list[int]) -> int:
     return rank if isinstance(rank, int) else min(rank)
 
 
-def own_weight(layer: nn.Module) -> nn.Parameter | None:
-    """Le paramètre `weight` d'une couche ; None si elle n'en a pas, ou le calcule à chaque lecture."""
-    return layer._parameters.get("weight")
+def own_weight(layer: nn.Module) -> nn.Parameter:
+    """Le paramètre qui tient le poids d'une couche, ou le premier de ses facteurs."""
+    return next(p for name, p in layer.named_parameters() if name != "bias")
 
 
 def dense_weight(layer: Any) -> Tensor:
