@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ class CompressionCache:
 
     La clé est l'empreinte des octets des poids, de la configuration et des versions de lrq et de PyTorch ; pour une
     méthode qui écoute le réseau, celle, aussi, de tout le réseau (ses poids, ses modules tels qu'il les affiche) et des
-    données. Rien de ce qui change d'un processus
-    à l'autre n'y entre. joblib.Memory écrit chaque entrée à côté, puis la renomme : deux calculs peuvent partager le
-    dossier. Une entrée illisible est refaite.
+    données. Rien de ce qui change d'un processus à l'autre n'y entre. joblib.Memory écrit chaque entrée à côté, puis la
+    renomme : deux calculs peuvent partager le dossier. Une entrée illisible est refaite.
 
     Comme tout fichier pickle, une entrée peut exécuter du code en étant relue : ne partagez le dossier qu'avec des
     gens sûrs.
@@ -50,9 +50,11 @@ class CompressionCache:
         if not stored.check_call_in_cache(key):
             return None
         try:
-            return stored(key)
+            found = stored(key)
         except MissingError:  # l'entrée est abîmée : joblib a voulu refaire le calcul
             return None
+        found.line = replace(found.line, seconds=0.0)  # rien n'a été calculé
+        return found
 
     def run(self, key: str, method: CompressionMethod, task: Task) -> Result:
         """Le travail d'une couche, fait et rangé, ou relu s'il est déjà là."""
