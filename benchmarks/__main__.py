@@ -20,6 +20,7 @@ from . import (
     startup,
     storage,
     tensor_train,
+    whole_model,
 )
 from .table import render
 
@@ -34,6 +35,7 @@ MODULES = {
     "lora": lora,
     "errors": errors,
     "tensor_train": tensor_train,
+    "whole_model": whole_model,
     "storage": storage,
     "startup": startup,
     "page": page,
