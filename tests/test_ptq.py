@@ -1,4 +1,4 @@
-"""PTQ : les grilles sont celles que l'on calcule à part, les sorties celles de PyTorch, les lots de toutes les formes."""
+"""PTQ : les grilles sont celles que l'on calcule à part, les sorties celles de PyTorch, les lots de toute forme."""
 
 import re
 
