@@ -19,10 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from . import layers, quantizers
-from .layers import ActivationQuantizer, CompressedLayer, PackedTensor, inside, meta_copy, replace_modules
+from .layers import (
+    READ_WITHOUT_CALLING,
+    ActivationQuantizer,
+    CompressedLayer,
+    PackedTensor,
+    inside,
+    meta_copy,
+    replace_modules,
+)
 from .quantizers import Granularity, UniformQuantizer
 
 Metadata = dict[str, str]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Ce qu'une couche a en commun avec celle qu'elle remplace
+SIZES = [
+    *("in_features", "out_features", "num_embeddings", "embedding_dim", "in_channels", "out_channels"),
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+]
 
 
 def read_safetensors(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], Metadata]:
@@ -179,25 +193,21 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
         Comme :func:`load_weights` ; ou une couche du fichier n'existe pas dans le réseau, ou n'y est pas de la même
         sorte.
     """
-    path = Path(path)
+    path, blank = Path(path), meta_copy(check_model(model))
     tensors, recorded = read_sealed(path)
-    blank = meta_copy(check_model(model))
-    new = {name: build(recipe, f"{path} : {name}") for name, recipe in recorded["layers"].items()}
+    new = {name: rebuild(recipe, f"{path} : {name}") for name, recipe in recorded["layers"].items()}
     present = dict(blank.named_modules(remove_duplicate=False))
     for name, layer in new.items():
-        check_replaces(path, name, present.get(name), layer)
+        check_replaces(path, name, present, layer)
     blank = replace_modules(blank, {name: partial(other, layer) for name, layer in new.items()})
     values, wanted = dict(model.named_buffers()), blank.state_dict()
     # un tampon que l'architecture ne garde plus, comme les position_ids de BERT
     tensors = {name: t for name, t in tensors.items() if name in wanted or name not in values}
     check_fits(path, blank, tensors, recorded["codes"])
-    # un seul paramètre par tenseur : ce qui était partagé le demeure
-    shared_once = {
-        id(tensors[name]): nn.Parameter(tensors[name])
-        for name, p in blank.named_parameters(remove_duplicate=False)
-        if p.is_floating_point()
-    }
-    blank.load_state_dict({name: shared_once.get(id(t), t) for name, t in tensors.items()}, assign=True)
+    own = {id(t): t.clone() for t in tensors.values()}  # rien du fichier, et ce qui était partagé le demeure
+    for name, _ in blank.named_parameters(remove_duplicate=False):
+        own[id(tensors[name])] = nn.Parameter(own[id(tensors[name])])
+    blank.load_state_dict({name: own[id(t)] for name, t in tensors.items()}, assign=True)
     for name, buffer in list(blank.named_buffers()):
         if buffer.is_meta:  # absent des fichiers : recalculé par le constructeur, ou vide
             parent, _, child = name.rpartition(".")
@@ -223,9 +233,12 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{path} : le contenu ne correspond pas à son empreinte ; il n'est pas de save_weights, ou a été modifié."
         )
-    recorded = json.loads(described)
-    tensors |= {name: tensors[source] for name, source in recorded["alias"].items()}
-    return tensors, recorded
+    try:
+        recorded = json.loads(described)
+        tensors |= {name: tensors[source] for name, source in recorded["alias"].items()}
+        return tensors, {"codes": dict(recorded["codes"]), "layers": dict(recorded.get("layers", {}))}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} : description illisible ({error!r}).") from error
 
 
 def check_fits(path: Path, blank: nn.Module, tensors: dict[str, Tensor], found: Mapping[str, str]) -> None:
@@ -238,10 +251,11 @@ def check_fits(path: Path, blank: nn.Module, tensors: dict[str, Tensor], found: 
     compare(str(path), tensors, blank.state_dict())
 
 
-def check_replaces(path: Path, name: str, old: nn.Module | None, layer: nn.Module) -> None:
-    """Exige qu'une couche du fichier ait sa place dans le réseau."""
-    if old is None:
+def check_replaces(path: Path, name: str, present: Mapping[str, nn.Module], layer: nn.Module) -> None:
+    """Exige qu'une couche du fichier ait sa place dans le réseau, qui a les modules `present`."""
+    if name not in present:
         raise ValueError(f"{path} : la couche {name!r} n'existe pas dans le réseau.")
+    old = present[name]
     kinds = {"Embedding": nn.Embedding, "Conv2d": nn.Conv2d}
     expected = next((kind for word, kind in kinds.items() if word in type(layer).__name__), nn.Linear)
     if not isinstance(old, expected):
@@ -249,6 +263,13 @@ def check_replaces(path: Path, name: str, old: nn.Module | None, layer: nn.Modul
             f"{path} : {name} : reçu {type(layer).__name__}, qui remplace {expected.__name__}, mais le réseau y a "
             f"{type(old).__name__}."
         )
+    for size in SIZES:
+        found = getattr(layer, size, None)
+        if getattr(old, size, found) != found:
+            raise ValueError(f"{path} : {name} : reçu {size} = {found}, attendu {getattr(old, size)}.")
+    for above, module in present.items():
+        if isinstance(module, READ_WITHOUT_CALLING) and inside(name, above):
+            raise ValueError(f"{path} : {name} : {type(module).__name__} en lit les poids sans l'appeler.")
 
 
 def shared(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -275,8 +296,8 @@ def digest(tensors: Mapping[str, Tensor], described: str) -> str:
 
 def layouts(model: nn.Module) -> dict[str, str]:
     """Comment chaque tenseur quantifié range ses codes."""
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedTensor)}
-    return {name: module.layout() for name, module in packed.items()}
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module.layout() for name, module in modules if isinstance(module, PackedTensor)}
 
 
 def recipes(model: nn.Module) -> dict[str, Any]:
@@ -300,19 +321,29 @@ def describe(value: Any) -> Any:
     return [describe(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def build(described: Any, where: str) -> Any:
-    """L'inverse de :func:`describe`, sur l'appareil ``meta``. Seules les classes de lrq peuvent être nommées."""
+def rebuild(recipe: Any, where: str) -> nn.Module:
+    """La couche que décrit une recette, sur l'appareil ``meta`` ; `where` la nomme dans un refus."""
+    try:
+        layer = build(recipe)
+        if isinstance(layer, CompressedLayer):
+            return layer
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} : recette que cette version de lrq ne sait pas suivre ({error}).") from error
+    raise ValueError(f"{where} : recette d'autre chose qu'une couche comprimée.")
+
+
+def build(described: Any) -> Any:
+    """L'inverse de :func:`describe`. Seules les classes de lrq peuvent être nommées."""
     if isinstance(described, list):
-        return [build(item, where) for item in described]
+        return [build(item) for item in described]
     if not isinstance(described, dict):
         return described
-    kind = described["class"]
-    arguments = {name: build(argument, where) for name, argument in described["arguments"].items()}
+    kind, arguments = described["class"], {name: build(item) for name, item in described["arguments"].items()}
     if kind == "dtype":
-        return getattr(torch, arguments["name"])
+        return {str(dtype): dtype for dtype in DTYPES}[f"torch.{arguments['name']}"]
     known = {cls.__name__: cls for cls in [*vars(layers).values(), *vars(quantizers).values()] if isinstance(cls, type)}
     if not issubclass(known.get(kind, object), CompressedLayer | ActivationQuantizer | UniformQuantizer | Granularity):
-        raise ValueError(f"{where} : reçu une couche {kind!r}, que cette version de lrq ne connaît pas.")
+        raise ValueError(f"classe {kind!r} inconnue")
     place = {"device": "meta"} if "device" in inspect.signature(known[kind]).parameters else {}
     return known[kind](**arguments, **place)
 
