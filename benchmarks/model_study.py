@@ -418,6 +418,11 @@ def study_scaling() -> dict[str, Any]:
     weights = sum(m * n * count for (m, n), count in LLAMA.items())
     linears = {shape: count for shape, count in LLAMA.items() if shape[0] != 32000}
     grouped = weights * 35 // 64  # 4,375 bits
+
+    def hours(name: str, exponent: float, constant: float) -> float:
+        found = (extrapolated(name, m, n, exponent, constant) * count for (m, n), count in linears.items())
+        return significant(sum(found) / 3600, 3)
+
     return {
         "tailles": list(SIZES),
         "secondes": rows,
@@ -427,17 +432,14 @@ def study_scaling() -> dict[str, Any]:
             "paramètres": weights,
             "octets_16_bits": 2 * weights,
             "octets_4_375_bits": grouped,
-            "heures": {
-                name: significant(
-                    sum(extrapolated(name, m, n, *fitted[name]) * c for (m, n), c in linears.items()) / 3600, 3
-                )
-                for name in rows
-            },
+            "heures": {name: hours(name, *fitted[name]) for name in rows},
+            "heures_si_cubique": {name: hours(name, 3, rows[name][-1] / SIZES[-1] ** 3) for name in ("svd", "gptq")},
             "octets_moments_ensemble": sum(8 * n * n * count for (_, n), count in linears.items()),
             "octets_moments_un_bloc": sum(8 * n * n * count for (_, n), count in linears.items()) // 32,
             "octets_plus_grand_moment": 8 * 11008**2,
-            "règle": "une SVD de m×n compte max/min matrices carrées de côté min ; GPTQ, max(1, m/n) de côté n, ce qui "
-            "la majore ; l'arrondi, une de côté √(mn). Les deux tables ne sont qu'arrondies, et ne comptent pas ici",
+            "règle": "une SVD de m×n compte max/min matrices carrées de côté min ; GPTQ, max(1, m/n) de côté n ; "
+            "l'arrondi, une de côté √(mn) ; l'exposant de GPTQ monte encore vers le cube de ses factorisations : "
+            "heures_si_cubique part de la plus grande mesure. Les deux tables ne comptent pas dans les heures",
         },
     }
 

@@ -1861,13 +1861,17 @@ def test_the_scaling_of_the_table_adds_up():
     assert llama["octets_16_bits"] == 2 * llama["paramètres"]
     assert llama["octets_4_375_bits"] == pytest.approx(4.375 / 8 * llama["paramètres"])
     assert 6.7e9 < llama["paramètres"] < 6.8e9
+
+    def hours(name, *law):
+        return sum(model_study.extrapolated(name, m, n, *law) * count for m, n, count in llama["formes"][:-1]) / 3600
+
     for name, seconds in scaling["secondes"].items():
         exponent, constant = model_study.fit(scaling["tailles"][1:], seconds[1:])
         assert exponent == pytest.approx(scaling["exposants"][name], abs=1e-3)
-        hours = (
-            sum(model_study.extrapolated(name, m, n, exponent, constant) * c for m, n, c in llama["formes"][:-1]) / 3600
-        )
-        assert hours == pytest.approx(llama["heures"][name], rel=0.01)
+        assert hours(name, exponent, constant) == pytest.approx(llama["heures"][name], rel=0.01)
+        if name in llama["heures_si_cubique"]:
+            cubic = hours(name, 3, seconds[-1] / scaling["tailles"][-1] ** 3)
+            assert cubic == pytest.approx(llama["heures_si_cubique"][name], rel=0.01)
 
 
 def test_fit_finds_the_exponent_of_a_power(rng):
