@@ -79,7 +79,7 @@ function snippet({ bias }, { budget, bytes: size, predicted, bits, ranks }) {
     "settings, options = load_options()",
     `chosen = lrq.allocate_budget(options, ${budget})`,
     "size, loss = map(sum, zip(*(options[name][i] for name, i in chosen.items())))",
-    ['print(f"{size} octets, {100 * loss**0.5:.2f} % d'erreur prévue")', `${size} octets, ${(100 * predicted).toFixed(2)} % d'erreur prévue`],
+    [`print(f"{size} octets, {100 * loss**0.5:.2f} % d'erreur prévue")`, `${size} octets, ${(100 * predicted).toFixed(2)} % d'erreur prévue`],
     "bits, ranks = zip(*(settings[i] for i in chosen.values()))",
     ["print(list(bits[:6]), sum(bits))", `${list(bits.slice(0, 6))} ${bits.reduce((a, b) => a + b)}`],
     ["print(list(ranks[:6]), sum(ranks))", `${list(ranks.slice(0, 6))} ${ranks.reduce((a, b) => a + b)}`],
