@@ -149,7 +149,7 @@ def test_a_finished_layer_is_held_by_nobody(linear, randn):
     assert alive == [[5 - done, 5 - done] for done in range(5)]
 
 
-# Le travail d'une couche est ce que coûte, en plus du réseau, de la comprimer, elle et elle seule : on le mesure dans un
+# Le travail d'une couche est ce que coûte, en plus du réseau, de la comprimer, elle seule : on le mesure dans un
 # processus à part, où malloc rend au système tout ce qu'on lui rend. Une première compression, non mesurée, charge ce
 # qui ne l'est qu'une fois.
 MEASURE = """

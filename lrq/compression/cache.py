@@ -49,9 +49,11 @@ class CompressionCache:
         stored = self._stored()
         if not stored.check_call_in_cache(key):
             return None
+        entry = stored.call_and_shelve(key)
         try:
-            found = stored(key)
-        except MissingError:  # l'entrée est abîmée : joblib a voulu refaire le calcul
+            found = entry.get()
+        except Exception:  # une entrée abîmée peut l'être de toutes les façons
+            entry.clear()
             return None
         found.line = replace(found.line, seconds=0.0)  # rien n'a été calculé
         return found
