@@ -95,7 +95,7 @@ class PackedTensor(nn.Module):
         return self.stored().dequantize()
 
     def rows(self, index: Tensor) -> Tensor:
-        """Les lignes demandées du tenseur arrondi, (*index, …) : les mêmes nombres que ``dequantize()[index]``.
+        """Les lignes demandées du tenseur arrondi : les mêmes nombres que ``dequantize()[index]``.
 
         Seules ces lignes sont déballées si chacune tient un nombre entier d'octets, et si elles ne sont pas plus
         nombreuses que celles du tenseur ; sinon, le tenseur entier.
