@@ -7,8 +7,10 @@ Les tenseurs se lisent l'un après l'autre : le fichier n'est jamais tout entier
 """
 
 import argparse
+import contextlib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from .validation import listed
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*")
 FRENCH = {
     "usage: ": "usage : ",
-    "positional arguments": "arguments",
-    "options": "options",
+    "positional arguments": "arguments ",  # suivis de deux-points
+    "options": "options ",
     "show this help message and exit": "montre cette aide",
     "%(prog)s: error: %(message)s\n": "%(prog)s : %(message)s\n",
     "argument %(argument_name)s: %(message)s": "%(argument_name)s : %(message)s",
@@ -39,12 +41,25 @@ FRENCH = {
     "expected one argument": "attend une valeur",
     "expected at least one argument": "attend au moins une valeur",
     "not allowed with argument %s": "ne va pas avec %s",
+    "ambiguous option: %(option)s could match %(matches)s": "%(option)s peut abréger %(matches)s",
+    "ignored explicit argument %r": "n'attend pas de valeur, reçu %r",
 }
+EXCLUSIVE = {"bits": "quantize", "group_size": "quantize", "residual_rank": "quantize", "error": "svd"}
+
+
+@contextlib.contextmanager
+def french() -> Iterator[None]:
+    """Fait parler français à argparse."""
+    kept = argparse._  # type: ignore[attr-defined]
+    argparse._ = lambda text: FRENCH.get(text, text)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        argparse._ = kept  # type: ignore[attr-defined]
 
 
 def parser() -> argparse.ArgumentParser:
     """Les commandes, leurs options et leur aide."""
-    argparse._ = lambda text: FRENCH.get(text, text)  # type: ignore[attr-defined]
     top = argparse.ArgumentParser(
         prog="python -m lrq", description="Les spectres d'un fichier de poids, et sa version comprimée."
     )
@@ -72,13 +87,15 @@ def parser() -> argparse.ArgumentParser:
     compress.set_defaults(run=compress_file)
     compress.add_argument("entree", type=Path, metavar="poids.safetensors")
     compress.add_argument("sortie", type=Path, metavar="petits.safetensors")
-    compress.add_argument("--method", choices=list(METHODS), default="quantize", help="quantize par défaut")
-    compress.add_argument("--bits", type=int, default=4, help="quantize : bits par poids (4)")
-    compress.add_argument("--group-size", type=int, default=64, help="quantize : poids par échelle (64)")
-    compress.add_argument("--residual-rank", type=int, default=0, help="quantize : rang du résidu (0)")
+    compress.add_argument("--method", choices=["quantize", "svd", "tt"], default="quantize", help="quantize par défaut")
+    compress.add_argument("--bits", type=int, metavar="BITS", help="quantize : bits par poids (4)")
+    compress.add_argument("--group-size", type=int, metavar="TAILLE", help="quantize : poids par échelle (64)")
+    compress.add_argument("--residual-rank", type=int, metavar="RANG", help="quantize : rang du résidu (0)")
     choice = compress.add_mutually_exclusive_group()
-    choice.add_argument("--rank", type=int, default=64, help="svd, tt : rang (64)")
-    choice.add_argument("--error", type=float, help="svd : l'erreur relative à ne pas dépasser, au lieu d'un rang")
+    choice.add_argument("--rank", type=int, metavar="RANG", help="svd, tt : rang (64)")
+    choice.add_argument(
+        "--error", type=float, metavar="ERREUR", help="svd : l'erreur relative à ne pas dépasser, au lieu d'un rang"
+    )
     compress.add_argument("--exclude", nargs="+", default=[], metavar="MOTIF", help="couches à laisser")
     compress.add_argument(
         "--embeddings",
@@ -92,21 +109,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-METHODS: dict[str, Callable[[argparse.Namespace], CompressionMethod]] = {
-    "quantize": lambda options: GPTQCompression(
-        {
-            "rounding": "nearest",
-            "bits": options.bits,
-            "group_size": options.group_size,
-            "residual_rank": options.residual_rank,
-            "embeddings": True,
-        }
-    ),
-    "svd": lambda options: SVDCompression(
-        {"rank": options.rank} if options.error is None else {"optimize_rank": True, "error_threshold": options.error}
-    ),
-    "tt": lambda options: TensorTrainCompression({"rank": options.rank}),
-}
+def method_for(options: argparse.Namespace) -> CompressionMethod:
+    """La méthode que demandent les options ; refuse celles qui sont d'une autre."""
+    for name, method in EXCLUSIVE.items():
+        if getattr(options, name) is not None and options.method != method:
+            raise ValueError(
+                f"--{name.replace('_', '-')} est une option de --method {method}, pas de {options.method}."
+            )
+    if options.method == "quantize":
+        if options.rank is not None:
+            raise ValueError("--rank est une option de --method svd ou tt, pas de quantize.")
+        given = {name: getattr(options, name) for name in ("bits", "group_size", "residual_rank")}
+        settings = {name: value for name, value in given.items() if value is not None}
+        return GPTQCompression({"rounding": "nearest", "embeddings": True} | settings)
+    if options.error is not None:
+        return SVDCompression({"optimize_rank": True, "error_threshold": options.error})
+    kind = SVDCompression if options.method == "svd" else TensorTrainCompression
+    return kind({"rank": 64 if options.rank is None else options.rank})
 
 
 def matrices(file: Any, options: argparse.Namespace) -> list[str]:
@@ -118,6 +137,8 @@ def matrices(file: Any, options: argparse.Namespace) -> list[str]:
         and len(file.get_slice(key).get_shape()) == 2
         and file.get_slice(key).get_dtype() in ("F64", "F32", "F16", "BF16")
     ]
+    if not names:
+        raise ValueError(f"{options.entree} : aucune matrice de poids (« ….weight », à deux dimensions).")
     for pattern in (*options.layers, *getattr(options, "exclude", ())):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"le motif {pattern!r} ne désigne aucune couche ; il y a {listed(names)}.")
@@ -150,7 +171,7 @@ def compress_file(options: argparse.Namespace) -> None:
         raise FileExistsError(f"{options.sortie} existe déjà ; effacez-le, ou choisissez un autre nom.")
     if not options.sortie.parent.is_dir():
         raise FileNotFoundError(f"{options.sortie.parent} : dossier introuvable.")
-    method = METHODS[options.method](options)
+    method = method_for(options)
     tensors: dict[str, Tensor] = {}
     description: dict[str, Any] = {"alias": {}, "codes": {}, "layers": {}}
     report = CompressionReport()
@@ -159,6 +180,7 @@ def compress_file(options: argparse.Namespace) -> None:
         names = [n for n in matrices(file, options) if isinstance(shell(file, n, options), method.kinds)]
         if not names:
             raise ValueError(f"{options.entree} : aucune matrice à comprimer par {options.method}.")
+        description["alias"] = aliases(file, options.entree, names)
         for name in watched(names):
             layer = shell(file, name, options)
             layer.weight = nn.Parameter(file.get_tensor(f"{name}.weight"), requires_grad=False)
@@ -181,6 +203,19 @@ def compress_file(options: argparse.Namespace) -> None:
     print(f"{options.sortie} : {fr(after)} octets, {fr(before / after, 2)} fois moins que {options.entree}.")
 
 
+def aliases(file: Any, path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Les tenseurs qu'un fichier de save_weights n'a écrits qu'une fois : second nom → premier."""
+    described = (file.metadata() or {}).get("lrq", "{}" + 64 * " ")[:-64]
+    recorded = json.loads(described)
+    if recorded.get("layers"):
+        raise ValueError(f"{path} : ce réseau est déjà comprimé.")
+    found = dict(recorded.get("alias", {}))
+    for second, first in found.items():
+        if first.removesuffix(".weight") in names:
+            raise ValueError(f"{path} : {second} est le même tenseur que {first} ; donnez --exclude {first[:-7]}.")
+    return found
+
+
 def shell(file: Any, name: str, options: argparse.Namespace) -> nn.Module:
     """La couche, sans ses nombres, que décrivent un poids et peut-être un biais."""
     m, n = file.get_slice(f"{name}.weight").get_shape()
@@ -199,7 +234,8 @@ def watched(names: Sequence[str]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exécute une commande ; rend 0, ou 1 si elle est refusée, et dit alors pourquoi sur la sortie d'erreur."""
-    options = parser().parse_args(arguments)
+    with french():
+        options = parser().parse_args(arguments)
     try:
         with torch.no_grad():
             options.run(options)
