@@ -166,17 +166,19 @@ def squared_errors(x: Tensor, counts: Tensor, quantizer: UniformQuantizer, low: 
 
 
 def divergences(x: Tensor, counts: Tensor, quantizer: UniformQuantizer, low: Tensor, high: Tensor) -> Tensor:
-    """KL(P ‖ Q) de chaque grille, (grilles,) ; infinie si la grille ne contient rien. Aucune case de `x` n'est vide.
+    """KL(P ‖ Q) de chaque grille, (grilles,). Aucune case de `x` n'est vide.
 
-    P ramène ce qui dépasse aux cases du bord. Q n'a que ce que la grille contient (sinon une grille minuscule, où
-    chaque case a son niveau, ne perdrait rien), étalé également sur les cases de chaque niveau.
+    P ramène ce qui dépasse aux cases du bord. Q n'a que ce que la grille contient, étalé également sur les cases de
+    chaque niveau. Une grille qui contient moins de cases que de niveaux, ou que `x` n'en a, leur donnerait à chacune
+    le sien : elle ne perdrait rien, quoi qu'elle écrête. Sa divergence est donc infinie.
     """
+    fewest = min(2**quantizer.n_bits, len(x))
     scales, zero_points = quantizer._grid(low, high)
     losses = torch.full_like(low, torch.inf)
     for k, (scale, zero_point) in enumerate(zip(scales, zero_points, strict=True)):
         kept = (low[k] <= x) & (x <= high[k])
         inside = counts[kept]
-        if len(inside):
+        if len(inside) >= fewest:
             P = inside.clone()
             P[0] += counts[x < low[k]].sum()
             P[-1] += counts[x > high[k]].sum()

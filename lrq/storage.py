@@ -178,7 +178,7 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     ----------
     model : nn.Module
         Un réseau de l'architecture *originale*, laissé intact ; ses poids peuvent être quelconques, ou sur l'appareil
-        ``meta``.
+        ``meta``, où ne doivent pas être les tampons que les fichiers ne gardent pas (les positions de BERT).
     path : chemin
         Écrit par :func:`save_weights`, ou par ``python -m lrq compress``.
 

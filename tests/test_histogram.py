@@ -121,8 +121,9 @@ def test_percentiles_are_within_one_bin_of_torch(sort, percentile, samples):
 
 
 def centers(h):
-    """Les centres des cases non vides, ramenés aux extrêmes, et leurs effectifs."""
-    borders, counts = edges(h), h.counts.numpy()
+    """Les centres des cases non vides, ramenés aux extrêmes, et leurs effectifs, zéros exacts ôtés."""
+    borders, counts = edges(h), h.counts.numpy().copy()
+    counts[len(counts) // 2] -= h.zeros
     return np.clip((borders[:-1] / 2 + borders[1:] / 2), h.low, h.high)[counts > 0], counts[counts > 0]
 
 
@@ -138,7 +139,7 @@ def affine(x, low, high, n_bits):
 def kullback_leibler(x, counts, low, high, n_bits):
     """KL de l'histogramme replié sur [low, high] à sa version arrondie, case par case."""
     inside = [i for i in range(len(x)) if low <= x[i] <= high]
-    if not inside:
+    if len(inside) < min(2**n_bits, len(x)):  # à chaque case son niveau : rien ne se perdrait
         return math.inf
     p = {i: float(counts[i]) for i in inside}
     p[inside[0]] += sum(counts[x < low])
@@ -168,6 +169,11 @@ def test_the_best_of_a_hundred_grids_is_kept(method, n_bits, sort, samples):
     assert min(abs(SHARES - share)) < 1e-9
     losses = [loss(s * least, s * most) for s in SHARES]
     assert loss(low, high) <= min(losses) * (1 + 1e-6) + 1e-12
+
+
+def test_entropy_does_not_clip_what_has_few_values():
+    h = histogram(torch.arange(17) / 16)  # des pixels : chaque valeur a sa case, et le peut garder
+    assert h.range("entropy", 8) == h.range("min_max") == (0.0, 1.0)
 
 
 def test_mse_is_as_good_as_on_the_values_themselves(rng):

@@ -420,3 +420,22 @@ def test_the_same_call_on_a_cluster(network, loader, tmp_path):  # noqa: F811
         assert len(list((tmp_path / "cache").rglob("output.pkl"))) == len(DONE)
     identical(found, expected)
     identical(again, expected)
+
+
+def test_a_method_of_the_reader_is_known_by_its_code(network, tokens, tmp_path):  # noqa: F811
+    def make(factor):
+        code = (
+            "class Scaled(SVDCompression):\n"
+            "    def compress_layer(self, layer, seen=None):\n"
+            "        smaller = SVDCompression.compress_layer(self, layer, seen)\n"
+            f"        smaller.S.data.mul_({factor})\n"
+            "        return smaller\n"
+        )
+        namespace = {"SVDCompression": SVDCompression}
+        exec(code, namespace)
+        return namespace["Scaled"]({"rank": 3})
+
+    parallel = ParallelCompression(CompressionCache(tmp_path))
+    outputs = [parallel.compress_parallel(network, make(factor), 1)(tokens) for factor in (1.0, 100.0, 1.0)]
+    assert torch.equal(outputs[0], outputs[2])
+    assert not torch.allclose(outputs[0], outputs[1])

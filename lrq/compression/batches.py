@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import evaluating
 
+LABELS = ("labels", "label", "label_ids", "return_loss")
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -38,7 +39,8 @@ def run_batch(model: nn.Module, batch: Batch, name: str = "train_loader", index:
     model : nn.Module
     batch : Tensor, (entrées, …) ou dict
         D'un tuple ou d'une liste, le premier élément, les autres étant des étiquettes ; d'un dictionnaire, les
-        arguments que `forward` connaît.
+        arguments que `forward` connaît, sans les étiquettes (``labels``) : un réseau rendrait sa perte, et non ses
+        sorties.
     name, index : pour le refus
 
     Raises
@@ -59,7 +61,7 @@ def run_batch(model: nn.Module, batch: Batch, name: str = "train_loader", index:
         named = {
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in inputs.items()
-            if free or key in known
+            if (free or key in known) and key not in LABELS
         }
     if not positional and not named:
         raise TypeError(
@@ -87,8 +89,9 @@ def first_tensor(output: Any) -> Tensor:
     """Le premier tenseur d'une sortie : elle-même, le premier d'un tuple, d'un dictionnaire, d'une sortie de
     transformers."""
     while not isinstance(output, Tensor):
-        if isinstance(output, Mapping) and output:
-            output = next(iter(output.values()))
+        if isinstance(output, Mapping) and output:  # sans une perte, qui n'est qu'un nombre
+            values = list(output.values())
+            output = next((value for value in values if not isinstance(value, Tensor) or value.ndim), values[0])
         elif isinstance(output, Sequence) and not isinstance(output, str) and output:
             output = output[0]
         else:

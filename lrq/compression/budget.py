@@ -45,7 +45,7 @@ class BudgetCompression(GPTQCompression):
     config : dict
         ``budget`` (obligatoire), les octets que peuvent peser ensemble les couches choisies, biais compris ;
         ``bit_choices`` ((2, 3, 4, 5, 6, 8)) et ``rank_choices`` ((0, 8, 32)), ce que chacune peut recevoir ;
-        ``probe_bits`` (3) et ``probe_batches`` (1), comment mesurer la sensibilité : une couche à la fois, sur les
+        ``probe_bits`` (3) et ``probe_batches`` (4), comment mesurer la sensibilité : une couche à la fois, sur les
         premiers lots. Et les clés de :class:`GPTQCompression`, ``bits`` et ``residual_rank`` à part, que le budget
         décide.
 
@@ -60,7 +60,7 @@ class BudgetCompression(GPTQCompression):
         "bit_choices": (2, 3, 4, 5, 6, 8),
         "rank_choices": (0, 8, 32),
         "probe_bits": 3,
-        "probe_batches": 1,
+        "probe_batches": 4,
     } | {key: value for key, value in GPTQCompression.defaults.items() if key not in ("bits", "residual_rank")}
 
     predicted_error = math.nan
@@ -105,6 +105,9 @@ class BudgetCompression(GPTQCompression):
 
     def spend(self, tasks: list[Task], options: dict[str, list[Option]]) -> None:
         """Répartit le budget, et range dans chaque tâche ce qu'elle reçoit."""
+        if not options:  # toutes les couches ont été laissées
+            self.predicted_error = 0.0
+            return
         chosen = allocate_budget(options, self.config["budget"])
         self.predicted_error = math.sqrt(sum(options[name][i][1] for name, i in chosen.items()))
         for task in tasks:
@@ -155,13 +158,14 @@ class BudgetCompression(GPTQCompression):
         found = {}
         with evaluating(probed):
             expected = outputs().double()
+            energy = float(expected.square().sum()) or 1.0
             for task in (task for task in tasks if not task.note):
                 weight = probed.get_parameter(f"{task.names[0]}.weight".lstrip("."))
                 kept = weight.data
                 rounded = self.rounded(task.layer, task.heard(0), self.config["probe_bits"]).dequantize()
                 [local] = lost_energies(kept - rounded, kept, task.heard(0), [0])
                 weight.data = rounded
-                error = float((outputs().double() - expected).square().sum() / expected.square().sum())
+                error = float((outputs().double() - expected).square().sum()) / energy
                 weight.data = kept
                 found[task.names[0]] = error / local if local > 0 else 0.0
         return found

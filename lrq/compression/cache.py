@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ class CompressionCache:
 
     La clé est l'empreinte des octets des poids, de la configuration et des versions de lrq et de PyTorch ; pour une
     méthode qui écoute le réseau, celle, aussi, de tout le réseau (ses poids, ses modules tels qu'il les affiche) et des
-    données. Rien de ce qui change d'un processus à l'autre n'y entre. joblib.Memory écrit chaque entrée à côté, puis la
-    renomme : deux calculs peuvent partager le dossier. Une entrée illisible est refaite.
+    données. D'une méthode que vous avez écrite, le code des siennes y entre aussi, mais pas ce qu'elles lisent ailleurs
+    (une variable du script). Rien de ce qui change d'un processus à l'autre n'y entre. joblib.Memory écrit chaque
+    entrée à côté, puis la renomme : deux calculs peuvent partager le dossier. Une entrée illisible est refaite.
 
     Comme tout fichier pickle, une entrée peut exécuter du code en étant relue : ne partagez le dossier qu'avec des
     gens sûrs.
@@ -86,12 +88,28 @@ def task_keys(method: CompressionMethod, model: nn.Module, tasks: list[Task], ba
     if not method.observes:  # alors, chaque couche est seule
         config = {key: value for key, value in config.items() if key not in ("layers", "exclude")}
     common = [FORMAT, __version__, torch.__version__, type(method).__module__, type(method).__qualname__]
-    described = json.dumps([*common, config], sort_keys=True, default=str)
+    described = json.dumps([*common, own_code(type(method)), config], sort_keys=True, default=str)
     context = digest(chunks([repr(model), *model.state_dict().items(), *(batches or [])])) if method.observes else ""
     return [
         digest([described, context, *names_if(method.observes, task), *chunks(map(layer_state, task.layers))])
         for task in tasks
     ]
+
+
+def own_code(kind: type) -> list[str]:
+    """Le code des méthodes qu'une classe tient d'ailleurs que de lrq : le lecteur peut en changer sous le même nom."""
+    others = [
+        parent for parent in kind.__mro__ if parent.__module__.partition(".")[0] not in ("lrq", "builtins", "abc")
+    ]
+    functions = [value for parent in others for value in vars(parent).values() if isinstance(value, FunctionType)]
+    return [text for function in functions for text in code_text(function.__code__)]
+
+
+def code_text(code: CodeType) -> list[str]:
+    """Les instructions, les constantes et les noms d'une fonction : rien de son fichier ni de ses lignes."""
+    inner = [text for const in code.co_consts if isinstance(const, CodeType) for text in code_text(const)]
+    consts = [repr(const) for const in code.co_consts if not isinstance(const, CodeType | frozenset)]
+    return [code.co_code.hex(), repr(code.co_names), *consts, *inner]
 
 
 def names_if(wanted: bool, task: Task) -> list[str]:

@@ -149,6 +149,8 @@ class CompressionMethod(ABC):
             for pattern in self.config[key] or ():
                 if not any(fnmatchcase(name, pattern) for name in found):
                     raise ValueError(f"{key} : le motif {pattern!r} ne désigne aucune couche ; il y a {listed(found)}.")
+        if any(t.is_meta for module in found.values() for t in module.parameters()):
+            raise ValueError("model : des poids sont sur l'appareil meta, qui n'a pas de nombres à comprimer.")
         tasks: dict[int, Task] = {}
         for name, module in found.items():
             if self.wants(name):
@@ -201,7 +203,7 @@ class CompressionMethod(ABC):
         try:
             smaller = self.compress_layer(task.layer, task.heard(0))
             twins = [self.share(smaller, task.layers[i], task.heard(i)) for i in range(1, len(task.layers))]
-        except (TypeError, ValueError) as refusal:
+        except Exception as refusal:
             refusal.add_note(f"Couche refusée : {task.names[0]!r}.")
             raise
         layers = [smaller, *twins]

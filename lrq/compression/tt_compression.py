@@ -123,6 +123,8 @@ def imitate(teacher: nn.Module, student: nn.Module, trained: nn.Module, loader: 
     Tout se passe en mode évaluation. Si l'écart n'a pas diminué, ou n'est plus fini, les poids du départ reviennent.
     """
     parameters = list(trained.parameters())
+    if not parameters:  # toutes les couches ont été laissées
+        return
     optimizer = torch.optim.Adam(parameters, config["lr"])
     before = copy.deepcopy(trained.state_dict())
 
