@@ -431,7 +431,7 @@ def test_a_method_of_the_reader_is_known_by_its_code(network, tokens, tmp_path):
             f"        smaller.S.data.mul_({factor})\n"
             "        return smaller\n"
         )
-        namespace = {"SVDCompression": SVDCompression}
+        namespace = {"__name__": "__main__", "SVDCompression": SVDCompression}
         exec(code, namespace)
         return namespace["Scaled"]({"rank": 3})
 
