@@ -1,8 +1,9 @@
 """Un réseau entier sous un budget : les recettes du livre et d'ailleurs sur MiniLM, à côté d'une répartition calculée.
 
 ``python -m benchmarks.model_study`` écrit ``lrq/data/whole_model.json``, que montre l'explorateur de la section 12.3 ;
-il faut une dizaine de minutes, à un fil, et torchao. Des noms de parties, en arguments, ne refont que celles-là. Rien
-n'y est tiré au hasard, sauf les matrices gaussiennes de ``scaling`` (graine 0).
+il faut une dizaine de minutes, à un fil, et torchao (``pip install torchao==0.18.0`` : pas une dépendance, car il écrit
+de longs avertissements dès que transformers se charge). Des noms de parties, en arguments, ne refont que celles-là.
+Rien n'y est tiré au hasard, sauf les matrices gaussiennes de ``scaling`` (graine 0).
 """
 
 import argparse

@@ -229,8 +229,12 @@ class UniformQuantizer:
         else:
             zero_point = (self.low - low / divisor(scale)).round().clamp(self.low, self.high)
         farthest = torch.maximum(self.high - zero_point, zero_point - self.low)  # en pas
-        most = torch.finfo(scale.dtype).max / farthest  # au-delà, le dernier niveau serait infini
-        return torch.where(scale <= most, scale, self._kept(most * (1 - self._grain()))), zero_point
+        return self._finite(scale, farthest), zero_point  # le dernier niveau reste fini
+
+    def _finite(self, scale: Tensor, farthest: Tensor) -> Tensor:
+        """Les échelles, réduites là où un niveau à `farthest` pas de zéro déborderait."""
+        most = torch.finfo(scale.dtype).max / farthest
+        return torch.where(scale <= most, scale, self._kept(most * (1 - self._grain())))
 
     def _kept(self, scale: Tensor) -> Tensor:
         """Les échelles telles qu'elles seront rangées, dans leur précision de calcul."""
