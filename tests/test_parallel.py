@@ -178,9 +178,6 @@ def test_a_dead_worker_is_told_and_the_work_goes_on(numbered, watched, tmp_path)
     untouched(numbered, before)
     first = done()
     assert 7 in first
-    with pytest.raises(RuntimeError, match=r"'2'.* \(mémoire épuisée \?\) ; le réseau n'a pas changé\.$"):
-        ParallelCompression().compress_parallel(numbered, make(), 2)
-    done()
     flag.unlink()
     again = make()
     compressed = ParallelCompression(cache).compress_parallel(numbered, again, 2)
