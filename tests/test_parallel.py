@@ -35,7 +35,7 @@ class Watched(SVDCompression):
     defaults: ClassVar[dict[str, Any]] = SVDCompression.defaults | {"log": "", "flag": ""}
 
     def compress_layer(self, layer, seen=None):
-        mark = float(layer.weight[0, 0])
+        mark = float(layer.weight[0, 0].detach())
         with open(self.config["log"], "a") as file:
             file.write(f"{mark}\n")
         if mark == 7 and os.path.exists(self.config["flag"]):

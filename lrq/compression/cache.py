@@ -98,9 +98,7 @@ def task_keys(method: CompressionMethod, model: nn.Module, tasks: list[Task], ba
 
 def own_code(kind: type) -> list[str]:
     """Le code des méthodes qu'une classe tient d'ailleurs que de lrq : le lecteur peut en changer sous le même nom."""
-    others = [
-        parent for parent in kind.__mro__ if parent.__module__.partition(".")[0] not in ("lrq", "builtins", "abc")
-    ]
+    others = [parent for parent in kind.__mro__ if parent.__module__.partition(".")[0] != "lrq"]
     functions = [value for parent in others for value in vars(parent).values() if isinstance(value, FunctionType)]
     return [text for function in functions for text in code_text(function.__code__)]
 
