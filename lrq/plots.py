@@ -104,6 +104,7 @@ def plot_report(report: Sequence[Any]) -> Figure:
     errors.barh(rows, [100 * line.error for line in report], color=ERROR)
     sizes.set(xlabel="ko, avant (tirets) et après", yticks=rows)
     sizes.set_yticklabels([line.name for line in report], fontsize=7)
+    sizes.margins(y=0.01)
     sizes.invert_yaxis()
     errors.set(xlabel="erreur des poids, en %")
     shrunk = fr(sum(before) / sum(after), 1) if sum(after) else "–"
