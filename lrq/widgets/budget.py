@@ -12,7 +12,7 @@ import traitlets
 from ..allocation import Option
 from ..display import fr
 from ..models import DATA
-from .explorer import CSS, Integer, esm
+from .explorer import CSS, Integer, css, esm
 from .randomized import check_setting
 
 FIRST = 4.375  # bits par poids du budget montré d'abord : ce que pèsent 4 bits par groupe de 64
@@ -67,7 +67,7 @@ class BudgetExplorer(anywidget.AnyWidget):
     """
 
     _esm = esm("budget.js")
-    _css = CSS
+    _css = CSS + css("budget.css")
 
     budget = Integer().tag(sync=True)
     _network: "traitlets.Dict[str, Any]" = traitlets.Dict().tag(sync=True)

@@ -19,7 +19,13 @@ COMMENT = re.compile(r"^[ \t]*(?://.*|/\*\*(?:(?!\*/)[\s\S])*\*/)[ \t]*\n", re.M
 IMPORT = re.compile(r'import (\* as \w+|\{[^}]*\}) from "\./([\w.]+)"')
 DECLARATION = re.compile(r"^(?:export )?(?:function|const|let) (\w+)", re.MULTILINE)  # au bord de la ligne
 
-CSS = re.sub(r"/\*.*?\*/\s*|(?<=\n)\s+", "", (FOLDER / "explorers.css").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+def css(name: str) -> str:
+    """Une feuille de style de ``js/``, sans commentaires ni marges."""
+    return re.sub(r"/\*.*?\*/\s*|(?<=\n)\s+", "", (FOLDER / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+CSS = css("explorers.css")
 
 YOURS = "# W : votre matrice"  # « Voir le code » d'une matrice que le lecteur a donnée
 
