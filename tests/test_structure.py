@@ -81,7 +81,7 @@ def imports(module):
 
 
 def test_the_reader_of_imports_is_not_blind():
-    assert set(imports("layers.packed")) == {"quantizers", "svd"}
+    assert set(imports("layers.packed")) == {"quantizers", "svd", "layers.base"}
     assert set(imports("layers.qat")) == {
         "activation",
         "validation",

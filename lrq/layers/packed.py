@@ -7,8 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import QuantizedTensor, UniformQuantizer
+from ..quantizers import Granularity, PerChannel, QuantizedTensor, UniformQuantizer
 from ..svd import working_dtype
+from .base import CompressedLayer
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -130,3 +131,44 @@ class PackedTensor(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.shape)}, {self.quantizer}"
+
+
+class PackedWeight(CompressedLayer):
+    """Ce que partagent les couches dont le poids entier se garde en codes serrés : linéaire, convolutive, plongements.
+
+    Attributes
+    ----------
+    packed : PackedTensor
+    """
+
+    packed: PackedTensor
+
+    @property
+    def quantizer(self) -> UniformQuantizer:
+        """La grille des codes."""
+        return self.packed.quantizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.packed.dtype
+
+    def reconstruct_weight(self) -> Tensor:
+        return self.packed.dequantize()
+
+    def count_parameters(self) -> int:
+        return self.dense_parameters()
+
+    def compression_ratio(self) -> float:
+        """Octets des poids en float32 divisés par ceux des codes et des échelles."""
+        return 4 * self.dense_parameters() / self.packed.nbytes()
+
+
+def row_quantizer(
+    n_bits: int, granularity: Granularity | None, clipping: str, quantizer: UniformQuantizer | None = None
+) -> UniformQuantizer:
+    """`quantizer` s'il est donné ; sinon une grille symétrique, par ligne si rien d'autre n'est dit."""
+    if quantizer is not None:
+        return quantizer
+    return UniformQuantizer(
+        n_bits, granularity=PerChannel(0) if granularity is None else granularity, clipping=clipping
+    )

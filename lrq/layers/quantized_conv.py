@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..quantizers import Granularity, PerChannel, QuantizedTensor, UniformQuantizer
+from ..quantizers import Granularity, QuantizedTensor, UniformQuantizer
 from ..validation import check_conv
-from .base import CompressedLayer, copy_bias
+from .base import copy_bias
 from .conv import check_images, check_window
-from .packed import PackedTensor
+from .packed import PackedTensor, PackedWeight, row_quantizer
 
 
-class QuantizedConv2d(CompressedLayer):
+class QuantizedConv2d(PackedWeight):
     """Convolution dont les noyaux sont gardés sur `n_bits` bits.
 
     Parameters
@@ -67,21 +67,10 @@ class QuantizedConv2d(CompressedLayer):
         conv = nn.Conv2d(in_channels, out_channels, *window, device="meta")  # type: ignore[arg-type]
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.padding_mode, self._borders = conv.padding_mode, conv._reversed_padding_repeated_twice
-        if quantizer is None:
-            granularity = PerChannel(0) if granularity is None else granularity
-            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        quantizer = row_quantizer(n_bits, granularity, clipping, quantizer)
         self.packed = PackedTensor(quantizer, conv.weight.shape, device, dtype)
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None
         self.input_quantizer = input_quantizer
-
-    @property
-    def quantizer(self) -> UniformQuantizer:
-        """La grille des codes."""
-        return self.packed.quantizer
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.packed.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W'), noyaux déquantifiés, et x arrondie s'il y a de quoi."""
@@ -94,18 +83,8 @@ class QuantizedConv2d(CompressedLayer):
         W = self.packed.dequantize().to(x.dtype)
         return F.conv2d(x, W, self.bias, self.stride, padding, self.dilation, self.groups)
 
-    def reconstruct_weight(self) -> Tensor:
-        return self.packed.dequantize()
-
-    def count_parameters(self) -> int:
-        return self.dense_parameters()
-
     def dense_parameters(self) -> int:
         return self.out_channels * self.in_channels // self.groups * math.prod(self.kernel_size)
-
-    def compression_ratio(self) -> float:
-        """Octets des noyaux en float32 divisés par ceux des codes et des échelles."""
-        return 4 * self.dense_parameters() / self.packed.nbytes()
 
     @classmethod
     def from_conv2d(
@@ -133,9 +112,7 @@ class QuantizedConv2d(CompressedLayer):
             Mêmes options, même dtype, même appareil.
         """
         conv = check_conv(conv_layer)
-        if quantizer is None:
-            granularity = PerChannel(0) if granularity is None else granularity
-            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        quantizer = row_quantizer(n_bits, granularity, clipping, quantizer)
         return cls.hold(quantizer.compress(conv.weight), conv)
 
     @classmethod

@@ -5,13 +5,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import Granularity, PerChannel, QuantizedTensor, UniformQuantizer
+from ..quantizers import Granularity, QuantizedTensor, UniformQuantizer
 from ..validation import check_integer, check_matrix
-from .base import CompressedLayer
-from .packed import PackedTensor
+from .packed import PackedTensor, PackedWeight, row_quantizer
 
 
-class QuantizedEmbedding(CompressedLayer):
+class QuantizedEmbedding(PackedWeight):
     """Table de plongements dont les lignes sont gardées sur `n_bits` bits.
 
     Chaque appel ne déballe que les lignes demandées, si une ligne tient un nombre entier d'octets (`embedding_dim` ×
@@ -54,19 +53,8 @@ class QuantizedEmbedding(CompressedLayer):
             padding_idx = check_integer(padding_idx, "padding_idx", -num_embeddings, num_embeddings - 1)
             padding_idx %= num_embeddings
         self.padding_idx = padding_idx
-        if quantizer is None:
-            granularity = PerChannel(0) if granularity is None else granularity
-            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        quantizer = row_quantizer(n_bits, granularity, clipping, quantizer)
         self.packed = PackedTensor(quantizer, (num_embeddings, embedding_dim), device, dtype)
-
-    @property
-    def quantizer(self) -> UniformQuantizer:
-        """La grille des codes."""
-        return self.packed.quantizer
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.packed.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) -> (..., embedding_dim) : les lignes demandées, arrondies.
@@ -80,18 +68,8 @@ class QuantizedEmbedding(CompressedLayer):
         """
         return self.packed.rows(check_ids(ids, self.num_embeddings))
 
-    def reconstruct_weight(self) -> Tensor:
-        return self.packed.dequantize()
-
-    def count_parameters(self) -> int:
-        return self.num_embeddings * self.embedding_dim
-
     def dense_parameters(self) -> int:
         return self.num_embeddings * self.embedding_dim
-
-    def compression_ratio(self) -> float:
-        """Octets de la table en float32 divisés par ceux des codes et des échelles."""
-        return 4 * self.dense_parameters() / self.packed.nbytes()
 
     @classmethod
     def from_embedding(
@@ -131,9 +109,7 @@ class QuantizedEmbedding(CompressedLayer):
                 f"embedding : reçu max_norm={embedding.max_norm}, qui change la table à chaque appel, attendu None."
             )
         weight = check_matrix(embedding.weight, "embedding.weight")
-        if quantizer is None:
-            granularity = PerChannel(0) if granularity is None else granularity
-            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        quantizer = row_quantizer(n_bits, granularity, clipping, quantizer)
         return cls.hold(quantizer.compress(weight), embedding.padding_idx)
 
     @classmethod

@@ -11,11 +11,11 @@ from ..quantizers import Granularity, PerChannel, PerGroup, QuantizedTensor, Uni
 from ..validation import check_bits, check_input, check_integer, check_linear
 from .base import CompressedLinear, LowRankLinear, copy_bias
 from .factorized import FactorizedLinear
-from .packed import PackedTensor
+from .packed import PackedTensor, PackedWeight, row_quantizer
 from .quantized import QuantizedLowRankLinear
 
 
-class QuantizedLinear(CompressedLinear):
+class QuantizedLinear(PackedWeight, CompressedLinear):
     """Couche linéaire dont les poids sont gardés sur `n_bits` bits.
 
     Parameters
@@ -57,21 +57,10 @@ class QuantizedLinear(CompressedLinear):
         super().__init__()
         self.in_features = check_integer(in_features, "in_features")
         self.out_features = check_integer(out_features, "out_features")
-        if quantizer is None:
-            granularity = PerChannel(0) if granularity is None else granularity
-            quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        quantizer = row_quantizer(n_bits, granularity, clipping, quantizer)
         self.packed = PackedTensor(quantizer, (out_features, in_features), device, dtype)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         self.input_quantizer = input_quantizer
-
-    @property
-    def quantizer(self) -> UniformQuantizer:
-        """La grille des codes."""
-        return self.packed.quantizer
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.packed.dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """y = x Ŵᵀ + b, Ŵ déquantifiée, et x arrondie s'il y a de quoi."""
@@ -79,16 +68,6 @@ class QuantizedLinear(CompressedLinear):
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         return F.linear(x, self.packed.dequantize().to(x.dtype), self.bias)
-
-    def reconstruct_weight(self) -> Tensor:
-        return self.packed.dequantize()
-
-    def count_parameters(self) -> int:
-        return self.in_features * self.out_features
-
-    def compression_ratio(self) -> float:
-        """Octets de W en float32 divisés par ceux des codes et des échelles."""
-        return 4 * self.dense_parameters() / self.packed.nbytes()
 
     @classmethod
     def from_linear(
