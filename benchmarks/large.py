@@ -5,8 +5,6 @@ des permutations. Son spectre est donc connu sans la décomposer.
 """
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,37 +13,19 @@ from torch import Tensor
 
 from lrq import approximate_svd_large
 
+from .peak import peak_bytes
 from .table import Row, duration, number
 from .timing import interleaved
 
 SIZE, QUICK_SIZE, RANK, DECAY = 10_000, 3_000, 64, 0.7
 ERROR_TARGET, TORCH_TARGET, SKLEARN_TARGET, MEMORY_TARGET = 1.01, 1.15, 2.0, 0.5
 
-MEMORY = """
-import sys, threading, time
-from pathlib import Path
+PREPARE = """
 from benchmarks.large import RANK, build
 from lrq import approximate_svd_large
 
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1])
-
 W = build(int(sys.argv[1]))
 approximate_svd_large(W[:200, :200].clone(), 8)
-before, peak, done = resident(), 0, False
-
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(0.002)
-
-thread = threading.Thread(target=watch)
-thread.start()
-{line}
-done = True
-thread.join()
-print((peak - before) * 4096)
 """
 
 
@@ -127,12 +107,7 @@ def times(name: str, W: Tensor, repeats: int) -> Iterator[Row]:
 
 def memory(name: str, size: int, target: float | None) -> Row:
     """La mémoire prise en plus de W, au plus haut, dans un processus neuf ; la référence recopie W une fois."""
-    found = []
-    for line in ("approximate_svd_large(W, RANK)", "W.clone()"):
-        code = MEMORY.replace("{line}", line)
-        run = subprocess.run([sys.executable, "-c", code, str(size)], check=True, capture_output=True, text=True)
-        found.append(int(run.stdout))
-    mine, copied = found
+    mine, copied = (peak_bytes(PREPARE, line, size) for line in ("approximate_svd_large(W, RANK)", "W.clone()"))
     share = mine / (4 * size**2)
     return Row(
         f"{name}, mémoire en plus, contre une copie",

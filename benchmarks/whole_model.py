@@ -4,8 +4,6 @@
 """
 
 import copy
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from lrq import CompressionCache, GPTQCompression, ParallelCompression, SVDCompr
 from lrq.layers import QuantizedLinear, replace_modules
 from lrq.models import SentenceEncoder, encoder_linears, load_minilm, load_sentences, mean_cosine
 
+from .peak import peak_bytes
 from .table import Row, duration, number
 from .timing import interleaved
 
@@ -28,35 +27,19 @@ SVD_TARGET, PARALLEL_TARGET, CACHE_TARGET, MEMORY_TARGET = 1.2, 1.6, 0.05, 1.3
 BITS_TARGET, COSINE_TARGET, SMALLER_TARGET, FILE_COSINE_TARGET, TWIN_TARGET = 4.6, 0.985, 7.0, 0.975, 1e-4
 LAYERS, WIDTH, QUICK_WIDTH = 12, 1024, 512
 
-MEMORY = """
-import sys, threading, time
-from pathlib import Path
+PREPARE = """
 import torch
 from torch import nn
 from lrq import MemoryEfficientCompression, SVDCompression
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1])
 
 torch.set_num_threads(1)
 layers, width = map(int, sys.argv[1:])
 method = SVDCompression({"rank": 64})
 method.compress(nn.Sequential(nn.Linear(8, 8)))  # ce que charge la première fois
-before, peak, done = resident(), 0, False
+"""
+IN_PLACE = """
 model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
-
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, resident())
-        time.sleep(0.002)
-
-thread = threading.Thread(target=watch)
-thread.start()
-{line}
-done = True
-thread.join()
-print((peak - before) * 4096)
+MemoryEfficientCompression.compress_inplace(model, method)
 """
 
 
@@ -140,16 +123,9 @@ def cached(model: SentenceEncoder, batches: Any) -> Row:
 def memory(target: float | None, width: int) -> Row:
     """Le pic, en place, réseau compris, contre le réseau et le travail d'une couche : le pic quand il n'y a qu'elle."""
 
-    def peak(layers: int, line: str) -> int:
-        code = MEMORY.replace("{line}", line)
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(layers), str(width)], check=True, capture_output=True, text=True
-        )
-        return int(run.stdout)
-
     layer = 4 * width * (width + 1)
-    work = peak(1, "MemoryEfficientCompression.compress_inplace(model, method)") - layer
-    mine = peak(LAYERS, "MemoryEfficientCompression.compress_inplace(model, method)")
+    work = peak_bytes(PREPARE, IN_PLACE, 1, width) - layer
+    mine = peak_bytes(PREPARE, IN_PLACE, LAYERS, width)
     share = mine / (LAYERS * layer + work)
     return Row(
         f"en place, {LAYERS} couches {width}→{width}, SVD : le pic, contre le réseau et le travail d'une couche",
