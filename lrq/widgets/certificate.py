@@ -135,7 +135,8 @@ def quantizer_cases(quantizer: UniformQuantizer, generator: torch.Generator) -> 
 def choice_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
     """Ce que RankBitsExplorer choisit, parmi des erreurs et des tailles dont plusieurs sont égales."""
     errors, sizes = (torch.randint(1, 9, (24,), generator=generator).tolist() for _ in range(2))
-    for limit in (0, int(torch.randint(1, 8, (), generator=generator)), 8):
+    best = min(zip(errors, sizes, strict=True))[1]  # une limite que le meilleur atteint juste
+    for limit in (0, best, 8):
         yield case("best_within", "bestWithin", [errors, sizes, limit], best_within(errors, sizes, limit))
     yield case("pareto_front", "paretoFront", [errors, sizes], pareto_front(errors, sizes))
 
