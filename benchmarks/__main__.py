@@ -11,9 +11,11 @@ from . import (
     combined,
     convolution,
     errors,
+    exact,
     forward,
     integer,
     large,
+    lighthouse,
     lora,
     page,
     rank,
@@ -36,9 +38,11 @@ MODULES = {
     "errors": errors,
     "tensor_train": tensor_train,
     "whole_model": whole_model,
+    "exact": exact,
     "storage": storage,
     "startup": startup,
     "page": page,
+    "lighthouse": lighthouse,
     "book": book,
 }
 

@@ -1,5 +1,7 @@
-"""Le temps que prennent les carnets et la construction du livre."""
+"""Le temps que prennent les carnets, et les deux commandes du README."""
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,8 +13,9 @@ from pathlib import Path
 from .table import Row, duration, number
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK_TARGET, BOOK_TARGET = 60.0, 120.0
-BUILD = "import sys; from jupyter_book.cli.main import main; main(sys.argv[1:])"
+NOTEBOOK, LONG = 60.0, 180.0  # secondes
+LONGER = ("11_03", "12_03")  # ceux qui entraînent, ou compriment, un réseau entier
+BOOK, UNCHANGED, TEST = 360.0, 60.0, 1200.0
 
 
 def notebooks() -> list[Path]:
@@ -41,22 +44,34 @@ def execute(path: Path) -> float:
     return time.perf_counter() - start
 
 
-def build() -> float:
-    """Durée d'une construction complète du livre, sans cache, dans un dossier temporaire."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", BUILD, "build", ".", "--path-output", folder, "-W", "--keep-going"]
-        start = time.perf_counter()
-        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
+def copied(folder: Path) -> Path:
+    """Une copie du dépôt, sans ce qu'il a déjà construit."""
+    built = shutil.ignore_patterns(".git", ".venv", "_build", "exercices", "__pycache__", ".*_cache")
+    return Path(shutil.copytree(ROOT, folder / "depot", ignore=built))
+
+
+def make(copy: Path, target: str) -> float:
+    """Durée d'une commande du README dans cette copie, l'environnement déjà là."""
+    tools = [f"BIN={Path(sys.executable).parent}", f"ENV={ROOT / '.venv' / '.pret'}"]
+    start = time.perf_counter()
+    command = ["make", target, *tools]
+    environment = os.environ | {"PYTHONPATH": str(copy)}  # le paquet de la copie, pas celui qui est installé
+    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
     if run.returncode:
-        raise RuntimeError(f"la construction du livre a échoué :\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
+        raise RuntimeError(f"make {target} a échoué :\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
     return seconds
 
 
 def measure(quick: bool) -> Iterator[Row]:
-    """Chaque carnet, puis le livre ; rien de tout cela en mode rapide."""
+    """Chaque carnet, le livre, le livre quand rien n'a changé, tous les tests ; rien de tout cela en mode rapide."""
     if quick:
         return
     for path in notebooks():
-        yield row(f"carnet {path.relative_to(ROOT / 'notebooks')}", partial(execute, path), NOTEBOOK_TARGET)
-    yield row("construction du livre, environnement déjà là", build, BOOK_TARGET)
+        target = LONG if path.stem[:5] in LONGER else NOTEBOOK
+        yield row(f"carnet {path.relative_to(ROOT / 'notebooks')}", partial(execute, path), target)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(Path(folder))
+        yield row("make livre, environnement déjà là", partial(make, copy, "livre"), BOOK)
+        yield row("make livre, quand rien n'a changé", partial(make, copy, "livre"), UNCHANGED)
+        yield row(f"make test, {os.cpu_count()} cœurs", partial(make, copy, "test"), TEST)

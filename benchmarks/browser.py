@@ -1,5 +1,6 @@
 """Le Chromium de la machine et un serveur local, pour les mesures comme pour les tests."""
 
+import gzip
 import os
 import shutil
 import threading
@@ -60,10 +61,35 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class Compressed(Quiet):
+    """Sert comme le ferait un hébergeur de pages : textes compressés, cache de dix minutes, connexions gardées."""
+
+    protocol_version = "HTTP/1.1"
+    texts = ("text/", "application/javascript", "application/json", "image/svg")
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        kind, body = self.guess_type(path), path.read_bytes()
+        is_text = kind.startswith(self.texts)
+        if is_text:
+            body = gzip.compress(body, 6)
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8" if is_text else kind)
+        if is_text:
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Cache-Control", "max-age=600")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, handler: type[SimpleHTTPRequestHandler] = Quiet) -> Iterator[str]:
     """L'adresse locale où `folder` est servi, le temps du bloc."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
