@@ -109,7 +109,9 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         U, S, Vh = torch.linalg.svd(chain[k].flatten(0, -2), full_matrices=False)  # (r_{k−1} n_k, r_k)
         rank = max(1, int((S / S[0] > max(len(U), len(Vh)) * torch.finfo(S.dtype).eps).sum()))  # NaN si tout est nul
         U, S, Vh = U[:, :rank], S[:rank], Vh[:rank]
-        sign = U.gather(0, U.abs().argmax(0, keepdim=True)).sign()  # sinon, LAPACK choisit, et la rotation s'en ressent
+        # le signe, que LAPACK choisirait : celui du premier des plus grands coefficients ; une symétrie les fait égaux
+        first = (U.abs() > 0.999 * U.abs().amax(0)).byte().argmax(0, keepdim=True)
+        sign = U.gather(0, first).sign()
         U, Vh = U * sign, Vh * sign.T
         chain[k + 1] = torch.tensordot(S[:, None] * Vh, chain[k + 1], 1)
         root = torch.where(S > 0, S.sqrt(), 1)
@@ -203,6 +205,11 @@ def core_noise_bound(cores: Iterable[Tensor], noisy: Iterable[Tensor]) -> float:
     Returns
     -------
     float
+
+    Raises
+    ------
+    ValueError
+        Les deux chaînes n'ont pas les mêmes formes.
     """
     cores, noisy = check_cores(cores), check_cores(noisy, "noisy")
     if [G.shape for G in cores] != [G.shape for G in noisy]:

@@ -290,6 +290,18 @@ def test_names_are_those_of_the_gauges(chain):
         assert all(torch.equal(a, b) for a, b in zip(regauge(cores, gauge), kept, strict=True))
 
 
+@pytest.mark.parametrize("gauge", ["balanced", "rotated"])
+def test_a_hair_does_not_change_the_gauge_of_a_symmetric_matrix(gauge, randn):
+    """Ses vecteurs antisymétriques ont deux plus grands coefficients, opposés : le signe ne se joue pas à l'arrondi."""
+    W = randn(15, 15, dtype=torch.float64)
+    W = W + W.T
+    expected = regauge(tt_matrix_svd(W, (3, 5), (3, 5), 9), gauge)
+    for _ in range(5):
+        found = regauge(tt_matrix_svd(W + 1e-12 * randn(15, 15, dtype=torch.float64), (3, 5), (3, 5), 9), gauge)
+        for core, same in zip(found, expected, strict=True):
+            torch.testing.assert_close(core, same, rtol=0, atol=1e-6)
+
+
 def test_rotated_cores_spread_each_bond(chain):
     """Une direction sur r, à chaque lien, ne porte plus toute l'énergie."""
     cores = balance_cores([core * 0.2 ** torch.arange(core.shape[-1]) for core in chain([9, 9, 9], 8, torch.float64)])
