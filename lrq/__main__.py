@@ -25,6 +25,7 @@ from .spectrum import break_even_rank, rank_for_energy, stable_rank
 from .storage import describe, layouts, opened, sealed, write_whole
 from .svd import singular_values
 from .validation import listed
+from .version import __version__
 
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*")
 FRENCH = {
@@ -63,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m lrq", description="Les spectres d'un fichier de poids, et sa version comprimée."
     )
+    top.add_argument("--version", action="version", version=f"lrq {__version__}", help="montre la version")
     commands = top.add_subparsers(required=True, metavar="commande", dest="commande")
 
     spectrum = commands.add_parser(

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from .svd import truncated_svd, working_dtype
+from .svd import to_dtype, truncated_svd, working_dtype
 from .validation import check_matrix, check_names, check_rank, check_tensor, is_finite
 
 CHUNK = 2048  # entrées mises en attente avant d'être multipliées : un grand produit coûte moins que mille petits
@@ -57,7 +57,20 @@ class Calibration:
 
     @classmethod
     def from_sum(cls, total: Tensor, count: int, name: str) -> "Calibration":
-        """Le second moment, tiré de la somme XᵀX et de N ; `name` nomme les entrées dans un refus."""
+        """Le second moment, tiré de `total` = XᵀX et de `count` = N.
+
+        Parameters
+        ----------
+        total : Tensor, (n, n)
+        count : int
+        name : str
+            Comment un refus nomme les entrées.
+
+        Raises
+        ------
+        ValueError
+            NaN ou infini dans les entrées, ou rien que des zéros.
+        """
         if not is_finite(total):  # un seul NaN de X en laisse dans XᵀX
             raise ValueError(f"{name} : NaN ou infini dans les entrées, attendu des nombres finis.")
         if not total.any():
@@ -193,7 +206,7 @@ def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration
         raise ValueError(f"calibration : reçu des entrées de largeur {width}, attendu {W.shape[1]}.")
     U, _, _ = truncated_svd(x @ calibration.root.to(W.device), rank)  # (m, n) @ (n, n)
     projected, S, Vh = truncated_svd(U.T @ x, rank)  # (r, m) @ (m, n) : sa SVD donne celle de U Uᵀ W
-    return (U @ projected).to(W.dtype), S.to(W.dtype), Vh.to(W.dtype)
+    return (U @ projected).to(W.dtype), to_dtype(S, W.dtype), Vh.to(W.dtype)
 
 
 def decompose(W: Tensor, rank: int, calibration: Tensor | Calibration | None) -> tuple[Tensor, Tensor, Tensor]:

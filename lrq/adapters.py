@@ -134,6 +134,10 @@ def clamp_rank(rank: int, layers: Mapping[str, nn.Module]) -> dict[str, int]:
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Les LoRALayer d'un réseau, par nom ; une couche partagée n'y est qu'une fois.
 
+    Parameters
+    ----------
+    model : nn.Module
+
     Raises
     ------
     TypeError, ValueError
@@ -148,7 +152,12 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """Noms des adaptateurs d'un réseau, dans l'ordre de leur ajout."""
+    """Noms des adaptateurs d'un réseau, dans l'ordre de leur ajout.
+
+    Parameters
+    ----------
+    model : nn.Module
+    """
     return list(dict.fromkeys(name for layer in lora_layers(model).values() for name in layer.adapters))
 
 
@@ -210,6 +219,11 @@ def set_adapter(model: nn.Module, name: str | Mapping[str, float]) -> None:
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Supprime un adaptateur inactif de tout le réseau.
 
+    Parameters
+    ----------
+    model : nn.Module
+    name : str
+
     Raises
     ------
     ValueError
@@ -224,7 +238,12 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def disabled_adapters(model: nn.Module) -> Iterator[None]:
-    """Le temps d'un bloc ``with``, le réseau d'origine, sans ses adaptateurs."""
+    """Le temps d'un bloc ``with``, le réseau d'origine, sans ses adaptateurs.
+
+    Parameters
+    ----------
+    model : nn.Module
+    """
     with ExitStack() as stack:
         for layer in lora_layers(model).values():
             stack.enter_context(layer.disabled())
@@ -233,6 +252,10 @@ def disabled_adapters(model: nn.Module) -> Iterator[None]:
 
 def merge_adapters(model: nn.Module) -> None:
     """Fond les adaptateurs actifs dans les poids de tout le réseau ; une seconde fusion ne change rien et avertit.
+
+    Parameters
+    ----------
+    model : nn.Module
 
     Raises
     ------
@@ -260,7 +283,12 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def unmerge_adapters(model: nn.Module) -> None:
-    """Rend à tout le réseau ses poids d'avant la fusion, au bit près."""
+    """Rend à tout le réseau ses poids d'avant la fusion, au bit près.
+
+    Parameters
+    ----------
+    model : nn.Module
+    """
     merged = [layer for layer in lora_layers(model).values() if layer.merged]
     if not merged:
         warnings.warn("adaptateurs non fusionnés : rien n'a changé.", stacklevel=2)
@@ -270,6 +298,10 @@ def unmerge_adapters(model: nn.Module) -> None:
 
 def merged_model(model: nn.Module) -> nn.Module:
     """Copie de `model` où chaque LoRALayer est redevenue une couche ordinaire, ses adaptateurs actifs fondus dedans.
+
+    Parameters
+    ----------
+    model : nn.Module
 
     Raises
     ------

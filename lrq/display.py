@@ -26,7 +26,12 @@ def fr(value: float, digits: int | None = None) -> str:
 
 
 class Source:
-    """Le code d'une classe ou d'une fonction, sans ses docstrings : ce qu'on lit à côté de la formule."""
+    """Du code, sans ses docstrings : ce qu'on lit à côté de la formule.
+
+    Parameters
+    ----------
+    code : str
+    """
 
     def __init__(self, code: str):
         self.code = code
@@ -57,7 +62,12 @@ def source(*objects: Callable[..., Any] | type) -> Source:
 
 
 def without_docstrings(code: str) -> str:
-    """Retire les docstrings d'un code Python."""
+    """Le même code Python, ses docstrings retirées.
+
+    Parameters
+    ----------
+    code : str
+    """
     lines = code.rstrip().splitlines()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .layers import inside
 from .quantizers import Granularity, UniformQuantizer
 from .spectrum import analyze_svd_approximation_error
-from .svd import share_singular_values, singular_values, working_dtype
+from .svd import norm, relative, share_singular_values, singular_values, working_dtype
 from .validation import (
     check_bits,
     check_finite_number,
@@ -28,20 +28,6 @@ from .validation import (
 )
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-
-
-def norm(t: Tensor) -> float:
-    """Norme de Frobenius, en float64, rapportée au plus grand coefficient : aucun carré ne déborde ni ne s'annule."""
-    x = t.detach().double()
-    largest = float(x.abs().max()) if x.numel() else 0.0
-    return largest * float((x / largest).norm()) if 0 < largest < math.inf else largest
-
-
-def relative(error: float, size: float) -> float:
-    """Une erreur rapportée à ce qu'elle abîme ; 0 si rien n'est abîmé, même rapporté à zéro ; NaN reste NaN."""
-    if size == 0:
-        return 0.0 if error == 0 else math.inf
-    return error / size
 
 
 # --- une matrice ------------------------------------------------------------------------------------------------------
@@ -138,6 +124,11 @@ def compression_error_tradeoff(
         ``actual_combined``, comme :func:`combined_error_analysis` ; ``compression_ratio``, les octets de W divisés par
         ceux des codes et des échelles ; ``optimal``, vrai si aucune autre paire n'est plus fidèle sans être plus
         lourde, ni plus légère sans être moins fidèle (le front de Pareto).
+
+    Raises
+    ------
+    TypeError, ValueError
+        Matrice, rangs ou bits impossibles ; aucun nombre de bits.
     """
     W = check_matrix(W)
     ranks = (
@@ -246,6 +237,11 @@ def water_filling(S: Tensor, bits: float) -> tuple[float, Tensor]:
     allocation : Tensor, (p,), float64
         Les bits de chaque direction, dans l'ordre de S.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Spectre qui n'en est pas un ; débit négatif ou infini.
+
     References
     ----------
     Cover et Thomas (2006), théorèmes 10.3.2 et 10.3.3.
@@ -257,7 +253,7 @@ def water_filling(S: Tensor, bits: float) -> tuple[float, Tensor]:
     if S[0] == 0:
         return 0.0, allocation
     energies = 2 * (S[S > 0].log2() - S[0].log2())  # log₂ σ²/σ₁² : ni le carré ni le quotient ne débordent
-    k = torch.arange(1, len(energies) + 1, dtype=S.dtype)
+    k = torch.arange(1, len(energies) + 1, dtype=S.dtype, device=S.device)
     levels = (energies.cumsum(0) - 2 * bits * len(S)) / k  # log₂ θ, si k directions se partagent tous les bits
     kept = max(1, int((energies > levels).sum()))  # tant que la dernière servie dépasse encore du niveau
     level = levels[kept - 1]
@@ -336,6 +332,11 @@ def propagation_bound(gains: Sequence[float], own_errors: Sequence[float]) -> li
     Returns
     -------
     list de float
+
+    Raises
+    ------
+    TypeError, ValueError
+        Autant de gains que d'erreurs, tous finis et positifs, sont attendus.
     """
     if len(gains) != len(own_errors):
         raise ValueError(f"own_errors : reçu {len(own_errors)} valeurs, attendu {len(gains)}, autant que de gains.")

@@ -70,7 +70,8 @@ class ActivationHistogram:
         low, high = (float(extreme) for extreme in x.aminmax())  # NaN les contamine
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("x : NaN ou infini dans les activations, attendu des nombres finis.")
-        exponent = max(self.exponent, math.frexp(max(-low, high))[1])  # abs(x) < 2^exponent
+        peak = max(-low, high)
+        exponent = max(self.exponent, math.frexp(peak)[1]) if peak else self.exponent  # abs(x) < 2^exponent
         half = self.bins // 2
         place = (x * 2.0 ** (self.bins.bit_length() - 2 - exponent)).floor()  # en cases, comptées depuis zéro
         place = torch.where(x < 0, place.clamp_max(-1), place).long() + half  # même si le produit s'annule

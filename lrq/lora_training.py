@@ -180,7 +180,13 @@ class LoRATrainer:
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Perte moyenne sur `val_loader`, en mode évaluation."""
+        """La perte moyenne sur `val_loader`, en mode évaluation.
+
+        Raises
+        ------
+        ValueError
+            Pas de `val_loader`, ou aucun exemple dedans.
+        """
         if self.val_loader is None:
             raise ValueError("val_loader : reçu None, attendu des lots pour valider.")
         self.model.eval()
@@ -253,17 +259,17 @@ class LoRATrainer:
         return {name: p.detach().clone() for name, p in both}
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Rend à A et B ces valeurs ; au même rang, les paramètres restent les mêmes objets."""
+        """Rend à A et B les valeurs `values` ; au même rang, les paramètres restent les mêmes objets."""
         for key, adapter in self.adapters.items():
             for factor, p in list(adapter.named_parameters()):
                 replace_factor(adapter, factor, values[f"{key}.{factor}"].to(p, copy=True))
 
     def save_adapter(self, folder: str | os.PathLike[str]) -> None:
-        """Écrit l'adaptateur seul, au format de PEFT : voir :func:`~lrq.save_adapter`."""
+        """Écrit l'adaptateur seul dans `folder`, au format de PEFT : voir :func:`~lrq.save_adapter`."""
         save_adapter(self.model, folder)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Écrit de quoi reprendre : adaptateurs, derniers et meilleurs, état de l'optimiseur, historique.
+        """Écrit dans `path` de quoi reprendre : adaptateurs, derniers et meilleurs, état de l'optimiseur, historique.
 
         Un seul fichier safetensors, sans la base. Le fichier n'apparaît que complet.
         """
@@ -279,7 +285,7 @@ class LoRATrainer:
         write_whole({Path(path): save(tensors, {"lrq": json.dumps(told)})})
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Reprend ce que :meth:`save` a écrit, pour un réseau et un optimiseur de même structure.
+        """Reprend ce que :meth:`save` a écrit dans `path`, pour un réseau et un optimiseur de même structure.
 
         Raises
         ------
@@ -317,7 +323,13 @@ class LoRATrainer:
         return {"history": self.history, "least": self.least}
 
     def check_snapshot(self, path: str | os.PathLike[str], values: Mapping[str, Tensor]) -> None:
-        """Exige les adaptateurs du réseau ; leurs rangs, eux, peuvent être autres."""
+        """Exige de `values`, lues dans `path`, les adaptateurs du réseau ; leurs rangs, eux, peuvent être autres.
+
+        Raises
+        ------
+        ValueError
+            D'autres adaptateurs, ou d'autres formes.
+        """
 
         def shape(name: str, t: Tensor) -> tuple[int, ...]:
             return tuple(t.shape[1:] if name.endswith(".A") else (*t.shape[:1], *t.shape[2:]))
@@ -373,7 +385,7 @@ class AdaptiveLoRA(LoRATrainer):
 
     @staticmethod
     def component_size(adapter: LoRAAdapter) -> int:
-        """Nombre de paramètres d'une composante : in + out."""
+        """Nombre de paramètres d'une composante de `adapter` : in + out."""
         return (adapter.A.numel() + adapter.B.numel()) // adapter.rank
 
     def ranks(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ Rien ici ne touche au réseau : les poids viennent de paquets installés ou de f
 
 import importlib.util
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from .layers import linear_names
 from .storage import read_safetensors
-from .validation import check_integer
+from .validation import check_choice, check_integer
 
 DATA = Path(__file__).parent / "data"
 
@@ -72,7 +73,13 @@ def load_minilm_weights(folder: str | os.PathLike[str] | None = None) -> dict[st
 
 
 class SentenceEncoder(nn.Module):
-    """MiniLM complet : phrases → vecteurs unitaires de dimension 384 (moyenne des jetons, puis normalisation)."""
+    """MiniLM complet : phrases → vecteurs unitaires de dimension 384 (moyenne des jetons, puis normalisation).
+
+    Parameters
+    ----------
+    bert : BertModel
+    tokenizer : le découpage en jetons de transformers
+    """
 
     def __init__(self, bert: nn.Module, tokenizer: Any):
         super().__init__()
@@ -80,6 +87,7 @@ class SentenceEncoder(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Les vecteurs (B, 384) des jetons `input_ids` (B, T) que retient `attention_mask` (B, T)."""
         tokens = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, 384)
         mask = attention_mask[..., None].to(tokens.dtype)  # (B, T, 1)
         return F.normalize((tokens * mask).sum(1) / mask.sum(1), dim=-1)  # (B, 384)
@@ -92,31 +100,73 @@ class SentenceEncoder(nn.Module):
         ----------
         sentences : list[str]
         batch_size : int
-            Les phrases de longueurs voisines sont traitées ensemble.
+            Les phrases qui comptent à peu près autant de jetons sont traitées ensemble.
 
         Returns
         -------
         Tensor, (len(sentences), 384)
+
+        Raises
+        ------
+        TypeError
+            `sentences` est un seul texte, non une liste.
         """
-        if isinstance(sentences, str):
-            raise TypeError("sentences : reçu une chaîne, attendu une liste de phrases.")
-        batch_size = check_integer(batch_size, "batch_size")
-        order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-        embeddings = torch.empty(len(sentences), 384)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            embeddings[batch] = self(**self.tokens([sentences[i] for i in batch]))
+        order = sorted(range(len(sentences)), key=self.lengths(sentences).__getitem__)
+        embeddings, device = torch.empty(len(sentences), 384), next(self.parameters()).device
+        for batch in _split(order, batch_size):
+            tokens = self.tokens([sentences[i] for i in batch])
+            embeddings[batch] = self(**{name: t.to(device) for name, t in tokens.items()}).to(embeddings)
         return embeddings
 
     def batches(self, sentences: list[str], batch_size: int = 64) -> list[dict[str, Tensor]]:
-        """Les phrases en lots, de la plus courte à la plus longue : ce que reçoit `forward`, de quoi calibrer."""
-        ordered = sorted(sentences, key=len)
-        return [self.tokens(ordered[start : start + batch_size]) for start in range(0, len(ordered), batch_size)]
+        """Des lots de phrases qui comptent autant de jetons, des plus courtes aux plus longues : de quoi calibrer.
+
+        Parameters
+        ----------
+        sentences : list[str]
+        batch_size : int
+            Au plus ; aucun jeton de remplissage ne se mêle aux autres.
+
+        Returns
+        -------
+        list[dict]
+            Les arguments de chaque appel, ``model(**batch)``.
+        """
+        same = defaultdict(list)
+        for sentence, length in zip(sentences, self.lengths(sentences), strict=True):
+            same[length].append(sentence)
+        return [self.tokens(batch) for length in sorted(same) for batch in _split(same[length], batch_size)]
+
+    def lengths(self, sentences: list[str]) -> list[int]:
+        """Combien de jetons compte chaque phrase.
+
+        Parameters
+        ----------
+        sentences : list[str]
+
+        Returns
+        -------
+        list[int]
+
+        Raises
+        ------
+        TypeError
+            `sentences` est un seul texte, non une liste.
+        """
+        if isinstance(sentences, str):
+            raise TypeError("sentences : reçu une chaîne, attendu une liste de phrases.")
+        return [len(self.tokens([sentence])["input_ids"][0]) for sentence in sentences]
 
     def tokens(self, sentences: list[str]) -> dict[str, Tensor]:
-        """Des phrases en jetons, complétées à la plus longue."""
+        """Les phrases `sentences` en jetons, complétées à la plus longue."""
         found = self.tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
         return {name: found[name] for name in ("input_ids", "attention_mask")}
+
+
+def _split(items: list[Any], size: int) -> list[list[Any]]:
+    """Des morceaux d'au plus `size` éléments."""
+    size = check_integer(size, "batch_size")
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def load_minilm(folder: str | os.PathLike[str] | None = None) -> SentenceEncoder:
@@ -130,11 +180,19 @@ def load_minilm(folder: str | os.PathLike[str] | None = None) -> SentenceEncoder
     Returns
     -------
     SentenceEncoder
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Un fichier manque, ou ses poids ne sont pas ceux du fichier public.
     """
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     weights = load_minilm_weights(folder)
     path = minilm_folder(folder)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+    if missing:  # sans le second, transformers rendrait en silence un découpage de cinq jetons
+        raise FileNotFoundError(f"{path} : il y manque {' et '.join(missing)}.")
     with torch.random.fork_rng(devices=[]):  # l'initialisation, aussitôt écrasée, tire au hasard
         bert = BertModel(BertConfig.from_json_file(path / "config.json"))
     weights.pop("embeddings.position_ids", None)  # un simple arange, plus gardé par les versions récentes
@@ -144,12 +202,22 @@ def load_minilm(folder: str | os.PathLike[str] | None = None) -> SentenceEncoder
 
 
 def encoder_linears(model: SentenceEncoder) -> list[str]:
-    """Noms des 36 couches linéaires de l'encodeur : 6 blocs de query, key, value, sortie et deux couches denses."""
+    """Noms des 36 couches linéaires de l'encodeur : 6 blocs de query, key, value, sortie et deux couches denses.
+
+    Parameters
+    ----------
+    model : SentenceEncoder
+    """
     return [name for name in linear_names(model) if name.startswith("bert.encoder.layer.")]
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> float:
-    """Cosinus moyen entre deux jeux de vecteurs unitaires, ligne à ligne : la fidélité d'un réseau comprimé."""
+    """Le cosinus moyen entre deux jeux de vecteurs unitaires, ligne à ligne : la fidélité d'un réseau comprimé.
+
+    Parameters
+    ----------
+    a, b : Tensor, (N, d)
+    """
     return float((a * b).sum(-1).mean())
 
 
@@ -163,6 +231,11 @@ def load_sentences(part: Literal["calibration", "test"]) -> list[str]:
     Returns
     -------
     list[str]
+
+    Raises
+    ------
+    ValueError
+        `part` n'est pas l'un des deux.
     """
     if part not in ("calibration", "test"):
         raise ValueError(f"part : reçu {part!r}, attendu 'calibration' ou 'test'.")
@@ -184,6 +257,7 @@ class DigitsMLP(nn.Module):
         self.fc3 = nn.Linear(256, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Les scores (B, 10) des images `x`, (B, 1, 8, 8) ou (B, 64)."""
         h = F.relu(self.fc1(x.flatten(1)))  # (B, 1, 8, 8) -> (B, 256)
         h = F.relu(self.fc2(h))  # (B, 256)
         return self.fc3(h)  # (B, 10)
@@ -199,6 +273,7 @@ class DigitsCNN(nn.Module):
         self.fc = nn.Linear(64 * 2 * 2, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Les scores (B, 10) des images `x`, (B, 1, 8, 8)."""
         h = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 1, 8, 8) -> (B, 32, 4, 4)
         h = F.max_pool2d(F.relu(self.conv2(h)), 2)  # (B, 64, 2, 2)
         return self.fc(h.flatten(1))  # (B, 10)
@@ -235,9 +310,13 @@ def load_digits_network(kind: Literal["mlp", "cnn"] = "mlp") -> nn.Module:
     Returns
     -------
     DigitsMLP ou DigitsCNN
+
+    Raises
+    ------
+    ValueError
+        `kind` n'est pas l'un des deux.
     """
-    if kind not in DIGITS_NETWORKS:
-        raise ValueError(f"kind : reçu {kind!r}, attendu 'mlp' ou 'cnn'.")
+    check_choice(kind, "kind", tuple(DIGITS_NETWORKS))
     with torch.random.fork_rng(devices=[]):
         network = DIGITS_NETWORKS[kind]()
     network.load_state_dict(read_safetensors(DATA / f"digits_{kind}.safetensors")[0])
@@ -246,7 +325,14 @@ def load_digits_network(kind: Literal["mlp", "cnn"] = "mlp") -> nn.Module:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Part des exemples bien classés."""
+    """Part des exemples bien classés.
+
+    Parameters
+    ----------
+    network : nn.Module
+    x : Tensor, (N, …)
+    y : Tensor, (N,), les classes
+    """
     return float((network(x).argmax(-1) == y).double().mean())
 
 

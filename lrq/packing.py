@@ -66,6 +66,11 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
     -------
     Tensor, `shape`, int8 si les codes sont signés, uint8 sinon
         À 8 bits, les octets de `packed` eux-mêmes, vus autrement : rien n'est copié.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `packed` n'est pas en uint8, ou n'a pas les octets qu'il faut pour `shape`.
     """
     n_bits = check_bits(n_bits)
     if check_tensor(packed, "packed").dtype != torch.uint8:

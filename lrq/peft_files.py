@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import adaptable_names, adapter_names, listed, lora_layers, set_adapter
+from .adapters import adaptable_names, adapter_names, lora_layers, set_adapter
 from .layers import LoRAAdapter, LoRALayer, inside, replace_modules
 from .layers.lora import blocks_shape, check_adapter_name, dense_weight
 from .storage import read_safetensors, write_whole
-from .validation import check_dropout, check_finite_number, check_integer, is_finite
+from .validation import check_dropout, check_finite_number, check_integer, is_finite, listed
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

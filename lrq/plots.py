@@ -28,7 +28,14 @@ def use_style() -> None:
 
 
 def french_axis(axes: Axes, x: int | None = None, y: int | None = None) -> None:
-    """Gradue les axes à la française, avec `x` et `y` décimales (None : on ne touche pas à cet axe)."""
+    """Gradue les axes à la française.
+
+    Parameters
+    ----------
+    axes : Axes
+    x, y : int, optionnels
+        Combien de décimales ; None ne touche pas à cet axe.
+    """
     for axis, digits in ((axes.xaxis, x), (axes.yaxis, y)):
         if digits is not None:
             axis.set_major_formatter(FuncFormatter(lambda value, _, d=digits: fr(value, d)))
@@ -37,7 +44,20 @@ def french_axis(axes: Axes, x: int | None = None, y: int | None = None) -> None:
 def label(
     axes: Axes, text: str, x: float, y: float, colour: str, dx: float = 0, dy: float = 6, ha: str = "left"
 ) -> None:
-    """Écrit `text` près du point (x, y), décalé de (dx, dy) points, sur un halo qui l'isole des courbes."""
+    """Écrit un texte près d'un point, sur un halo qui l'isole des courbes.
+
+    Parameters
+    ----------
+    axes : Axes
+    text : str
+    x, y : float
+        Le point, dans les unités des axes.
+    colour : str
+    dx, dy : float
+        Le décalage du texte, en points.
+    ha : "left", "center" ou "right"
+        Quel bord du texte est au point.
+    """
     halo = [patheffects.withStroke(linewidth=3, foreground="white")]
     axes.annotate(
         text,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .packing import pack_bits, unpack_bits
-from .svd import working_dtype
+from .svd import norm, relative, working_dtype
 from .validation import check_bits, check_choice, check_integer, check_percentile, check_tensor, is_finite
 
-CHUNK = 2**18  # nombres dont on cherche la grille à la fois
+CHUNK = 2**17  # nombres dont on cherche la grille à la fois
 CLIPPINGS = ("min_max", "percentile", "mse")
 
 
@@ -39,7 +39,7 @@ class Granularity(ABC):
         return values.view(self.scale_shape(shape))
 
     def spread(self, scale: Tensor) -> Tensor:
-        """Les échelles, prêtes à multiplier le tenseur."""
+        """Les échelles `scale`, prêtes à multiplier le tenseur."""
         return scale
 
 
@@ -56,12 +56,24 @@ class PerTensor(Granularity):
 
 @dataclass(frozen=True)
 class PerChannel(Granularity):
-    """Une échelle par indice de la dimension `dim` : par ligne si `dim` = 0. Forme (1, …, C, …, 1)."""
+    """Une échelle par indice de la dimension `dim` : par ligne si `dim` = 0. Forme (1, …, C, …, 1).
+
+    Parameters
+    ----------
+    dim : int
+        Négatif, il compte depuis la fin.
+    """
 
     dim: int = 0
 
     def axis(self, ndim: int) -> int:
-        """La dimension, comptée depuis le début."""
+        """La dimension d'un tenseur qui en a `ndim`, comptée depuis le début.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Le tenseur n'a pas cette dimension.
+        """
         if ndim == 0:
             raise ValueError(f"dim : reçu {self.dim!r} pour un scalaire, qui n'a pas de dimension : PerTensor().")
         return check_integer(self.dim, "dim", -ndim, ndim - 1) % ndim
@@ -77,7 +89,13 @@ class PerChannel(Granularity):
 
 @dataclass(frozen=True)
 class PerGroup(Granularity):
-    """Une échelle par groupe de `size` voisins de la dernière dimension. Forme (…, n / `size`)."""
+    """Une échelle par groupe de `size` voisins de la dernière dimension. Forme (…, n / `size`).
+
+    Parameters
+    ----------
+    size : int
+        Doit diviser n ; ValueError sinon.
+    """
 
     size: int = 32
 
@@ -102,7 +120,8 @@ class PerGroup(Granularity):
 
 def straight_through(value: Tensor, x: Tensor) -> Tensor:
     """Vaut exactement `value`, et laisse passer le gradient comme si c'était `x` (Bengio et al., 2013)."""
-    return value.detach() + (x - x.detach())
+    value = value.detach()
+    return value + (x - x.detach()) if x.requires_grad else value
 
 
 class UniformQuantizer:
@@ -193,18 +212,20 @@ class UniformQuantizer:
     def _fit(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Échelle et point zéro de chaque ligne, (blocs,) et (blocs,), selon l'écrêtage."""
         low, high = self._bounds(blocks)
-        best = self._grid(low, high)
-        if self.clipping == "mse":
-            peak = divisor(torch.maximum(high, -low))[:, None]  # l'erreur en part du pic : son carré ne déborde pas
-            least = torch.full_like(low, torch.inf)
-            for share in torch.linspace(0.01, 1, 100):
-                scale, zero_point = self._grid(low * share, high * share)
-                codes = self.codes(blocks, scale[:, None], zero_point[:, None])
-                error = (((codes - zero_point[:, None]) * scale[:, None] - blocks) / peak).square().sum(1)
-                better = error <= least  # à égalité, la grille la plus large
-                best = torch.where(better, scale, best[0]), torch.where(better, zero_point, best[1])
-                least = torch.where(better, error, least)
-        return best
+        if self.clipping != "mse":
+            return self._grid(low, high)
+        peak = divisor(torch.maximum(high, -low))[:, None]  # l'erreur en part du pic : son carré ne déborde pas
+        shares = torch.linspace(1, 0.01, 100, device=blocks.device)[:, None]  # à égalité, la grille la plus large
+        scales, zero_points = self._grid(low * shares, high * shares)  # (100, blocs)
+        errors = torch.stack([self._lost(blocks, peak, *grid) for grid in zip(scales, zero_points, strict=True)])
+        least = errors.argmin(0, keepdim=True)
+        return scales.gather(0, least)[0], zero_points.gather(0, least)[0]
+
+    def _lost(self, blocks: Tensor, peak: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Le carré de l'erreur de chaque ligne, (blocs,) ; sur place, car on l'essaie cent fois."""
+        scale, zero_point = scale[:, None], zero_point[:, None]
+        steps = (blocks * divisor(scale).reciprocal()).round_().clamp_(self.low - zero_point, self.high - zero_point)
+        return steps.mul_(scale).sub_(blocks).div_(peak).square_().sum(1)
 
     def _bounds(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Ce que la grille de chaque ligne doit couvrir : (blocs,) et (blocs,), zéro compris."""
@@ -251,7 +272,7 @@ class UniformQuantizer:
         return 0.0 if self.scale_dtype is None else torch.finfo(self.scale_dtype).eps
 
     def codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Les codes, en flottants ; le gradient passe là où la grille n'écrête pas."""
+        """Les codes de `x` pour `scale` et `zero_point`, en flottants ; le gradient passe où la grille n'écrête pas."""
         v = x * divisor(scale).reciprocal()  # comme torch.fake_quantize_* : multiplier par l'inverse, au bit près
         v = v.clamp(torch.finfo(v.dtype).min, torch.finfo(v.dtype).max)  # infini, il s'écrête comme un autre
         if self.binary:
@@ -259,7 +280,7 @@ class UniformQuantizer:
         return (straight_through(v.round(), v) + zero_point).clamp(self.low, self.high)
 
     def fake_quantize(self, t: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Quantifie et déquantifie, en flottants ; dérivable par rapport à `t` et à `scale`.
+        """`t` arrondi à la grille de `scale` et `zero_point`, en flottants ; dérivable par rapport à `t` et à `scale`.
 
         Le gradient en `t` passe tel quel là où le code est dans la grille, et s'annule où elle l'écrête ; celui en
         `scale` vaut q − t/Δ, puis, écrêté, q, avec q = code − point zéro.
@@ -268,7 +289,10 @@ class UniformQuantizer:
         return (self.codes(t, scale, zero_point) - zero_point) * scale
 
     def spread(self, values: Tensor, shape: torch.Size, name: str = "scale") -> Tensor:
-        """Des échelles ou des points zéro, prêts à rencontrer un tenseur de forme `shape`, et lui seul."""
+        """Les échelles ou points zéro `values`, prêts à rencontrer un tenseur de forme `shape`, et lui seul.
+
+        `name` les nomme dans le refus : ValueError, s'ils n'ont pas la forme qu'il faut.
+        """
         expected = self.granularity.scale_shape(shape)
         if check_tensor(values, name).shape != expected:
             raise ValueError(
@@ -332,8 +356,8 @@ class UniformQuantizer:
 
     def quantization_error(self, t: Tensor) -> float:
         """Erreur relative ‖t − t̂‖/‖t‖ (Frobenius) ; 0 pour un tenseur nul."""
-        error = (self.quantize_dequantize(t).double() - t.detach().double()).norm()
-        return float(error / t.detach().double().norm()) if error > 0 else 0.0
+        x = check_tensor(t, "t").detach().double()
+        return relative(norm(self.quantize_dequantize(t).double() - x), norm(x))
 
     def compress(self, t: Tensor, scale: Tensor | None = None) -> "QuantizedTensor":
         """`t` tel qu'on le garde : codes serrés, échelles et, si la grille est asymétrique, points zéro.
@@ -357,7 +381,16 @@ class UniformQuantizer:
         return self.pack(self.quantize(t, scale, zero_point), scale, zero_point, t.dtype)
 
     def pack(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, dtype: torch.dtype) -> "QuantizedTensor":
-        """Range des codes, int8 (uint8 s'ils ne sont pas signés), avec leurs échelles ; `dtype` est celui à rendre."""
+        """Le tenseur rangé : codes serrés, échelles et points zéro.
+
+        Parameters
+        ----------
+        codes : Tensor, int8, ou uint8 s'ils ne sont pas signés
+        scale, zero_point : Tensor
+            Tels que les rend :meth:`compute_scale_zero_point`.
+        dtype : torch.dtype
+            Celui des nombres à rendre.
+        """
         packed = pack_bits(codes - self.stored_low, self.n_bits, self.stored_signed)
         # un point zéro est un code : un octet
         kept = None if self.symmetric or zero_point is None else zero_point.to(codes.dtype)
@@ -443,7 +476,7 @@ def check_granularity(granularity: Granularity) -> Granularity:
 def restore(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` dans le dtype d'où il vient, borné à ses nombres finis ; ce qui vient d'entiers reste flottant.
 
-    Un niveau de la grille dépasse parfois d'un demi-pas les valeurs qu'elle couvre : 65504 déborderait en float16.
+    Un niveau de la grille dépasse parfois d'un demi-pas les valeurs qu'elle couvre : 65 504 déborderait en float16.
     """
     if x.dtype == dtype or not dtype.is_floating_point:
         return x
@@ -502,5 +535,16 @@ def quantize_symmetric(t: Tensor, n_bits: int = 8, dim: int | None = None) -> tu
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """Rend les nombres réels que les codes représentent : codes × échelle."""
+    """Les nombres réels que représentent des codes symétriques : codes × échelle.
+
+    Parameters
+    ----------
+    codes : Tensor, int8
+    scale : Tensor
+        Tels que les rend :func:`quantize_symmetric`.
+
+    Returns
+    -------
+    Tensor, de la forme de `codes`
+    """
     return check_tensor(codes, "codes") * check_tensor(scale, "scale")

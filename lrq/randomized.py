@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .spectrum import truncation_errors
-from .svd import truncated_svd, working_dtype
+from .svd import to_dtype, truncated_svd, working_dtype
 from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank, check_tensor
 
 BLOCK = 2**21  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
@@ -132,7 +132,7 @@ def approximate_svd_large(W: Tensor, rank: int, oversample: int = 10, n_iter: in
         generator = torch.default_generator if x.device.type == "cpu" else torch.cuda.default_generators[x.device.index]
         generator.manual_seed(check_integer(seed, "seed", 0))
         U, S, V = torch.svd_lowrank(x, q=width, niter=check_integer(n_iter, "n_iter", 0))
-    U, S, Vh = U[:, :rank].to(W.dtype), S[:rank].to(W.dtype), V[:, :rank].T.to(W.dtype)
+    U, S, Vh = U[:, :rank].to(W.dtype), to_dtype(S[:rank], W.dtype), V[:, :rank].T.to(W.dtype)
     return ApproximateSVD(U, S, Vh, residual(x, U, S, Vh))
 
 
@@ -186,7 +186,7 @@ def adaptive_svd(
     x = W.to(working_dtype(W))
     rank = 16
     while 2 * rank < min(W.shape):
-        svd = approximate_svd_large(W, rank, oversample, n_iter, seed)
+        svd = approximate_svd_large(x, rank, oversample, n_iter, seed)
         if svd.error <= target_error:
             break
         rank *= 2
@@ -195,7 +195,7 @@ def adaptive_svd(
     left = (svd.error**2 + (1 - svd.error**2) * truncation_errors(svd.S) ** 2).sqrt()  # l'erreur aux rangs 1, 2, …
     rank, step = min(int((left > target_error).sum()) + 1, len(left)), 1
     while True:
-        factors = svd.U[:, :rank].to(W.dtype), svd.S[:rank].to(W.dtype), svd.Vh[:rank].to(W.dtype)
+        factors = svd.U[:, :rank].to(W.dtype), to_dtype(svd.S[:rank], W.dtype), svd.Vh[:rank].to(W.dtype)
         error = residual(x, *factors)  # mesurée sur les facteurs tels qu'on les rend, arrondis compris
         if error <= target_error or rank == len(left):
             break

@@ -185,7 +185,7 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     Returns
     -------
     nn.Module
-        Une copie dont les couches sont celles du fichier, en mode évaluation.
+        Une copie dont les couches sont celles du fichier, sur l'appareil de `model`, en mode évaluation.
 
     Raises
     ------
@@ -204,7 +204,8 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
     # un tampon que l'architecture ne garde plus, comme les position_ids de BERT
     tensors = {name: t for name, t in tensors.items() if name in wanted or name not in values}
     check_fits(path, blank, tensors, recorded["codes"])
-    own = {id(t): t.clone() for t in tensors.values()}  # rien du fichier, et ce qui était partagé le demeure
+    device = next((t.device for t in [*model.parameters(), *values.values()] if not t.is_meta), torch.device("cpu"))
+    own = {id(t): t.to(device, copy=True) for t in tensors.values()}  # ni le fichier, ni deux fois ce qui est partagé
     for name, _ in blank.named_parameters(remove_duplicate=False):
         own[id(tensors[name])] = nn.Parameter(own[id(tensors[name])])
     blank.load_state_dict({name: own[id(t)] for name, t in tensors.items()}, assign=True)
@@ -215,7 +216,7 @@ def load_compressed(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module
             if kept is None or kept.is_meta:
                 if buffer.numel():
                     raise ValueError(f"model : {name} n'est dans aucun fichier, et n'a pas de valeur ici non plus.")
-                kept = torch.empty(buffer.shape, dtype=buffer.dtype)
+                kept = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
             setattr(blank.get_submodule(parent), child, kept.clone())
     return blank.eval()
 

@@ -3,15 +3,48 @@
 Le cours appelle ``torch.svd``, qui rend V ; ``torch.linalg.svd`` rend Vh = Vᵀ, la matrice que le produit attend.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from .validation import check_matrix, check_rank
+from .validation import check_matrix, check_rank, is_finite
 
 
 def working_dtype(W: Tensor) -> torch.dtype:
     """Précision des calculs : float64 reste float64, le reste (fp16 et bf16 compris) passe en float32."""
     return torch.float64 if W.dtype == torch.float64 else torch.float32
+
+
+def norm(t: Tensor) -> float:
+    """Norme de Frobenius, en float64, rapportée au plus grand coefficient : aucun carré ne déborde ni ne s'annule."""
+    x = t.detach().double()
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    return largest * float((x / largest).norm()) if 0 < largest < math.inf else largest
+
+
+def relative(error: float, size: float) -> float:
+    """Une erreur rapportée à ce qu'elle abîme ; 0 si rien n'est abîmé, même rapporté à zéro ; NaN reste NaN."""
+    if size == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / size
+
+
+def to_dtype(t: Tensor, dtype: torch.dtype, name: str = "W") -> Tensor:
+    """`t` dans ce dtype, s'il y tient ; `name` nomme, dans un refus, ce dont il vient.
+
+    Raises
+    ------
+    ValueError
+        L'un de ses nombres y serait infini : une valeur singulière peut dépasser 65 504 quand W tient en float16.
+    """
+    kept = t.to(dtype)
+    if not is_finite(kept):
+        raise ValueError(
+            f"{name} : sa décomposition va jusqu'à {float(t.abs().max()):.4g}, que {dtype} ne peut garder ; donnez-la "
+            f"{'à une autre échelle' if dtype == torch.float64 else 'dans un dtype plus large'}."
+        )
+    return kept
 
 
 def singular_values(W: Tensor, name: str = "W") -> Tensor:
@@ -30,7 +63,8 @@ def singular_values(W: Tensor, name: str = "W") -> Tensor:
     """
     W = check_matrix(W, name)
     tall = W if W.shape[0] >= W.shape[1] else W.T  # mêmes valeurs, et LAPACK y va presque deux fois plus vite
-    return torch.linalg.svdvals(tall.to(working_dtype(W)))
+    S = torch.linalg.svdvals(tall.to(working_dtype(W)))
+    return to_dtype(S, S.dtype, name)
 
 
 def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,11 +81,17 @@ def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     S : Tensor, (r,)
     Vh : Tensor, (r, n)
         Dans le dtype et sur l'appareil de W.
+
+    Raises
+    ------
+    TypeError, ValueError
+        W n'est pas une matrice réelle et finie, rang hors de 1 … min(m, n), ou une valeur singulière que le dtype de W
+        ne peut garder (plus de 65 504 en float16).
     """
     W = check_matrix(W)
     rank = check_rank(rank, *W.shape)
     U, S, Vh = torch.linalg.svd(W.to(working_dtype(W)), full_matrices=False)
-    return U[:, :rank].to(W.dtype), S[:rank].to(W.dtype), Vh[:rank].to(W.dtype)
+    return U[:, :rank].to(W.dtype), to_dtype(S[:rank], W.dtype), Vh[:rank].to(W.dtype)
 
 
 def balanced_factors(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class TTQuantizer:
         return check_cores(dequantize_pieces(self.quantizer, quantized_cores, scales, zero_points), "quantized_cores")
 
     def compress(self, cores: Iterable[Tensor]) -> list[QuantizedTensor]:
-        """Les cœurs tels qu'on les garde, codes serrés et échelles : :func:`~lrq.stored_bytes` les pèse."""
+        """Les cœurs `cores` tels qu'on les garde, codes serrés et échelles : :func:`~lrq.stored_bytes` les pèse."""
         return [self.quantizer.compress(core) for core in check_cores(cores)]
 
 
@@ -122,6 +122,11 @@ class TuckerQuantizer:
         -------
         core : Tensor, (r₁, …, r_d)
         factors : list de d Tensor, (n_k, r_k)
+
+        Raises
+        ------
+        ValueError
+            `quantized` n'a pas les clés de :meth:`quantize_tucker`.
         """
         if not isinstance(quantized, Mapping) or not set(TUCKER_KEYS) <= set(quantized):
             raise ValueError(
@@ -136,7 +141,7 @@ class TuckerQuantizer:
         return check_tucker(core, factors)
 
     def compress(self, core: Tensor, factors: Sequence[Tensor], n_bits: int = 8) -> list[QuantizedTensor]:
-        """Le noyau, puis les facteurs, tels qu'on les garde."""
+        """Le noyau `core`, puis les facteurs `factors`, sur `n_bits` bits, tels qu'on les garde."""
         core, factors = check_tucker(core, factors)
         quantizer = UniformQuantizer(n_bits, **self.options)
         return [quantizer.compress(piece) for piece in (core, *factors)]

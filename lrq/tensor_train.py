@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .svd import working_dtype
+from .svd import norm, to_dtype, working_dtype
 from .validation import check_fraction, check_integer, check_integers, check_matrix, check_tensor, is_finite
 
 # --- un tenseur -------------------------------------------------------------------------------------------------------
@@ -63,21 +63,22 @@ def tt_svd(T: Tensor, rank: int | Sequence[int] | None = None, error: float | No
     T = check_tensor_order(T)
     ranks, share = check_truncation(rank, error, T.ndim)
     rest = T.to(working_dtype(T))
-    tail = share * float(rest.double().norm())
+    tail = share * norm(rest)
     cores, left = [], 1
     for n, kept in zip(T.shape[:-1], ranks, strict=True):
         U, rest = cut_bond(rest.reshape(left * n, -1), kept, tail)  # (r_{k−1} n_k, n_{k+1} ⋯ n_d)
         cores.append(U.reshape(left, n, -1).to(T.dtype))
         left = U.shape[1]
-    return [*cores, rest.reshape(left, T.shape[-1], 1).to(T.dtype)]
+    return [*cores, to_dtype(rest.reshape(left, T.shape[-1], 1), T.dtype, "T")]
 
 
 def cut_bond(matrix: Tensor, rank: int | None, tail: float) -> tuple[Tensor, Tensor]:
     """U et S Vh, tronqués au rang donné ou, sinon, au plus petit qui laisse au plus `tail` d'erreur absolue."""
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     if rank is None:
-        dropped = S.double().square().flip(0).cumsum(0).flip(0).sqrt()  # l'erreur si l'on coupe avant σ_k
-        rank = max(1, int((dropped > tail).sum()))
+        # l'erreur si l'on coupe avant σ_k, au carré, en part de `tail` : rien ne s'annule ; NaN si le tenseur est nul
+        dropped = (S.double() / tail).square().flip(0).cumsum(0).flip(0)
+        rank = max(1, int((dropped > 1).sum()))
     return U[:, :rank].contiguous(), (S[:rank, None] * Vh[:rank]).contiguous()  # LAPACK les range par colonnes
 
 
@@ -103,7 +104,12 @@ def tt_contract(cores: Iterable[Tensor]) -> Tensor:
 
 
 def tt_ranks(cores: Iterable[Tensor]) -> list[int]:
-    """Les rangs r₁ … r_{d−1} d'une chaîne de cœurs, un par lien."""
+    """Les rangs r₁ … r_{d−1} d'une chaîne de cœurs, un par lien.
+
+    Parameters
+    ----------
+    cores : liste de d cœurs (r_{k−1}, …, r_k)
+    """
     return [core.shape[-1] for core in check_cores(cores)[:-1]]
 
 
@@ -133,7 +139,7 @@ def tt_orthogonalize(cores: Iterable[Tensor], centre: int) -> list[Tensor]:
         Q, R = torch.linalg.qr(chain[k].flatten(1).T)  # (r_{k−1}, n_k r_k) = Rᵀ Qᵀ
         chain[k] = Q.T.reshape(-1, *chain[k].shape[1:])
         chain[k - 1] = torch.tensordot(chain[k - 1], R.T, 1)
-    return [core.to(dtype).contiguous() for core in chain]
+    return [to_dtype(core, dtype, "cores").contiguous() for core in chain]
 
 
 def tt_round(
@@ -158,12 +164,12 @@ def tt_round(
     cores = check_cores(cores)
     ranks, share = check_truncation(rank, error, len(cores))
     chain = tt_orthogonalize([core.to(working_dtype(core)) for core in cores], 0)
-    tail = share * float(chain[0].double().norm())  # le premier porte la norme de tout le tenseur
+    tail = share * norm(chain[0])  # le premier porte la norme de tout le tenseur
     for k, kept in enumerate(ranks):
         U, rest = cut_bond(chain[k].flatten(0, -2), kept, tail)  # (r_{k−1} n_k, r_k)
         chain[k] = U.reshape(*chain[k].shape[:-1], -1)
         chain[k + 1] = torch.tensordot(rest, chain[k + 1], 1)
-    return [core.to(cores[0].dtype) for core in chain]
+    return [to_dtype(core, cores[0].dtype, "cores") for core in chain]
 
 
 # --- une matrice ------------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .svd import working_dtype
+from .svd import to_dtype, working_dtype
 from .tensor_train import check_tensor_order
 from .validation import check_integer, check_integers, check_tensor, is_finite
 
@@ -52,10 +53,12 @@ def tucker(T: Tensor, rank: int | Sequence[int], iterations: int = 100) -> tuple
         raise ImportError("tucker demande TensorLy : pip install tensorly.") from None
     with tensorly.backend_context("numpy", local_threadsafe=True):
         array = T.to(working_dtype(T)).cpu().numpy()
+        _, power = np.frexp(np.abs(array).max())
+        array = np.ldexp(array, -power)  # à l'échelle 1, exactement : des carrés déborderaient, ou s'annuleraient
         turns = iterations if array.any() else 0  # d'un tenseur nul, l'erreur relative est 0/0
         core, factors = decompose(array, ranks, n_iter_max=turns, tol=1e-7, random_state=0)
-    core, *factors = (torch.tensor(t.copy(), dtype=T.dtype, device=T.device) for t in (core, *factors))
-    return core, factors
+    core, *factors = (torch.tensor(t.copy(), device=T.device) for t in (np.ldexp(core, power), *factors))
+    return to_dtype(core, T.dtype, "T"), [U.to(T.dtype) for U in factors]
 
 
 def tucker_contract(core: Tensor, factors: Sequence[Tensor]) -> Tensor:

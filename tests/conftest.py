@@ -4,6 +4,7 @@
 (pytest-xdist), sans rien changer à ce qu'ils tirent.
 """
 
+import json
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,9 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "notebooks"), str(ROOT / "book")]  # carnets.py, paquet.py
+
+import carnets  # noqa: E402
 
 import lrq  # noqa: E402
 from benchmarks import browser as chromium  # noqa: E402
@@ -128,11 +132,26 @@ def train(randn):
 
 # --- des ouvriers -----------------------------------------------------------------------------------------------------
 
-# L'ordre des parts, où chaque ouvrier qui a fini prend la suivante. D'abord la construction du livre, pendant laquelle
-# les autres ont de quoi faire sans lui ; à la fin les fichiers légers, qui ne font attendre personne.
-ORDER = ("test_book", "notebooks/", "test_exercises", "test_numerics", "test_orders", "test_jupyterlab", "test_widgets")
+# L'ordre des parts, où chaque ouvrier qui a fini prend la suivante. D'abord les carnets, dont le livre reprend
+# l'exécution ; puis de quoi laisser finir les derniers ; le livre, et ce qui l'attend ; à la fin les fichiers légers,
+# qui ne font attendre personne.
+ORDER = (
+    *(f"notebooks/{name}" for name in carnets.LONG),
+    "notebooks/",
+    "test_style",
+    "test_exercises",
+    "test_widgets",
+    "test_book",
+    "test_numerics",
+    "test_orders",
+    "test_jupyterlab",
+)
 ORDER += ("test_browser", "test_search", "")
-SPLIT = ("test_browser.py", "test_exercises.py")  # longs, et que rien n'oblige à suivre d'un trait
+SPLIT = (
+    "test_browser.py",
+    "test_exercises.py",
+    "test_properties.py",
+)  # longs, et que rien n'oblige à suivre d'un trait
 PAGE = re.compile(r"(?:book|notebooks)/[\w/]+")
 
 
@@ -166,11 +185,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_configure(config):
-    """Un ouvrier ne prend que sa part des cœurs. Les noyaux des carnets, eux, gardent leur nombre de fils."""
+    """Un ouvrier ne prend que sa part des cœurs, comme les noyaux qu'il lance, sauf si l'on en décide autrement."""
+    config.pluginmanager.register(Executed())
     if hasattr(config, "workerinput"):
         threads = max(1, (os.cpu_count() or 1) // config.workerinput["workercount"])
         torch.set_num_threads(threads)
         threadpool_limits(threads)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(threads))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -179,6 +201,48 @@ def pytest_collection_modifyitems(config, items):
 
 
 # --- le livre et le navigateur ----------------------------------------------------------------------------------------
+
+STATE = "application/vnd.jupyter.widget-state+json"
+# À la fin d'un carnet, son noyau écrit l'état de ses figures, que nbval n'écoute pas.
+WRITE_STATE = """
+import json, sys
+widgets = sys.modules.get("ipywidgets")
+with open({path!r}, "w", encoding="utf-8") as file:
+    json.dump(widgets.Widget.get_manager_state() if widgets else None, file)
+"""
+
+
+def common_folder(tmp_path_factory):
+    """Le dossier temporaire que partagent les ouvriers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+class Executed:
+    """Garde pour le livre les carnets que nbval exécute : le livre éprouvé montre ce que nbval a comparé.
+
+    Un greffon, parce que les crochets d'un conftest.py ne voient que les tests de leur dossier.
+    """
+
+    done = pytest.StashKey[int]()  # combien de cellules de ce carnet sont exécutées
+
+    def pytest_runtest_teardown(self, item):
+        if getattr(item, "test_outputs", None) is None:  # ni une cellule de carnet, ni une cellule exécutée
+            return
+        file = item.parent
+        item.cell.execution_count, item.cell.outputs = item.cell_num + 1, item.test_outputs
+        file.stash[self.done] = file.stash.get(self.done, 0) + 1
+        codes = sum(cell.cell_type == "code" for cell in file.nb.cells)
+        if file.stash[self.done] < codes or not file.kernel.is_alive():
+            return
+        folder = common_folder(item.config._tmp_path_factory) / "executes" / file.path.relative_to(ROOT).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        state = folder / f"{file.path.stem}.json"
+        file.kernel.await_reply(file.kernel.execute_cell_input(WRITE_STATE.format(path=str(state))), timeout=60)
+        found = json.loads(state.read_text(encoding="utf-8"))
+        if found and found["state"]:
+            file.nb.metadata["widgets"] = {STATE: found}
+        nbformat.write(file.nb, folder / file.path.name)
 
 
 def repository_caches():
@@ -193,14 +257,19 @@ def book(tmp_path_factory):
     """Le dossier HTML du livre, construit une fois, cache d'exécution compris, hors du dépôt.
 
     Des ouvriers, le premier qui en a besoin le construit ; les autres l'attendent, et apprennent de même son échec.
+    ``LRQ_LIVRE=_build/html pytest tests/test_browser.py`` éprouve un livre déjà construit.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "livre"
+    if built := os.environ.get("LRQ_LIVRE"):
+        return Path(built).resolve()
+    folder = common_folder(tmp_path_factory) / "livre"
     told = folder / "echec.txt"
     with FileLock(f"{folder}.lock"):
         if not told.exists():
             folder.mkdir()
             told.write_text("la construction du livre s'est interrompue", encoding="utf-8")
+            for path in sorted((folder.parent / "executes").rglob("*.ipynb")):
+                source = ROOT / path.relative_to(folder.parent / "executes")
+                carnets.keep(nbformat.read(path, as_version=4), source, folder / "_build" / ".jupyter_cache")
             told.write_text(build_faults(folder), encoding="utf-8")
     faults = told.read_text(encoding="utf-8")
     assert not faults, faults
@@ -208,7 +277,10 @@ def book(tmp_path_factory):
 
 
 def build_faults(folder):
-    """Construit le livre dans `folder`, les carnets sur un seul fil ; rend ce qu'il y a à y redire, ou rien."""
+    """Construit le livre dans `folder` ; rend ce qu'il y a à y redire, ou rien.
+
+    Un carnet que nbval n'a pas exécuté l'est alors, sur un seul fil.
+    """
     before = repository_caches()
     command = [sys.executable, "-c", BUILD, "build", ".", "--path-output", str(folder), "-W", "--keep-going"]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

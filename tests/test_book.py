@@ -13,6 +13,7 @@ import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from jupyter_cache import get_cache
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -80,10 +81,29 @@ def page_of(book, notebook):
     return book / notebook.relative_to(ROOT).with_suffix(".html")
 
 
+def test_every_page_has_its_own_description(book):
+    """Ce qu'un moteur de recherche montre d'une page : une phrase au moins, et jamais celle d'une autre."""
+    found = Counter()
+    for page in pages(book):
+        described = soup(page).find_all("meta", attrs={"name": "description"})
+        assert len(described) == 1, page
+        found[described[0]["content"]] += 1
+    assert [text for text, count in found.items() if count > 1 or not 25 <= len(text) <= 320 or "\\" in text] == []
+
+
 def test_every_page_of_the_table_of_contents_is_built(book):
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
     assert [name for name in files if not (book / f"{name}.html").is_file()] == []
+
+
+def test_the_book_shows_what_nbval_ran(book):
+    """Un carnet que nbval vient d'exécuter ne l'est pas une seconde fois : la page montre ce qui fut comparé."""
+    done = book.parents[2] / "executes"
+    cache = get_cache(book.parents[1] / "_build" / ".jupyter_cache")
+    for path in done.rglob("*.ipynb"):
+        record = cache.match_cache_notebook(nbformat.read(ROOT / path.relative_to(done), as_version=4))
+        assert "execution_seconds" not in record.data, path.name
 
 
 def test_index_leads_to_the_welcome_page(book):
@@ -233,22 +253,21 @@ def prose(html):
     return [block for block in blocks if block.strip(" ￼")]
 
 
-def spoken(html):
+def spoken(page):
     """Les textes qui ne sont que dans un attribut ; ceux d'une citation portent le titre de l'article cité."""
-    page = BeautifulSoup(html, "html.parser")
-    for tag in page.select('[lang=en], a[href*="bibliographie.html#"]'):
-        tag.decompose()
-    return [tag[name] for tag in page.find_all(True) for name in ATTRIBUTES if tag.get(name)]
+    foreign = page.select('[lang=en], a[href*="bibliographie.html#"]')
+    quoted = {id(tag) for root in foreign for tag in (root, *root.find_all(True))}
+    return [tag[name] for tag in page.find_all(True) if id(tag) not in quoted for name in ATTRIBUTES if tag.get(name)]
 
 
 def around(text, match):
     return text[max(0, match.start() - 30) : match.end() + 30]
 
 
-def english(html):
-    """Les mots anglais d'une page, chacun avec ce qui l'entoure."""
-    title = BeautifulSoup(html, "html.parser").title
-    texts = [*prose(html), *spoken(html), *([title.get_text()] if title else [])]
+def english(html, page=None):
+    """Les mots anglais d'une page, chacun avec ce qui l'entoure ; `page`, si elle est déjà analysée."""
+    page = page or BeautifulSoup(html, "html.parser")
+    texts = [*prose(html), *spoken(page), *([page.title.get_text()] if page.title else [])]
     return [around(text, found) for text in (NAMES.sub("￼", t) for t in texts) for found in ENGLISH.finditer(text)]
 
 
@@ -263,7 +282,7 @@ def misprints(html):
 
 
 def test_pages_hold_no_english_word(book):
-    found = {str(page.relative_to(book)): english(page.read_text(encoding="utf-8")) for page in pages(book)}
+    found = {str(page.relative_to(book)): english(page.read_text(encoding="utf-8"), soup(page)) for page in pages(book)}
     assert {name: words for name, words in found.items() if words} == {}
 
 

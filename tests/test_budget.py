@@ -28,10 +28,6 @@ def uneven(randn, rng):
     return model.eval(), [randn(40, 16) for _ in range(2)]
 
 
-def layers_of(model):
-    return [m for m in model.modules() if isinstance(m, CompressedLayer) and not hasattr(m, "U_packed")]
-
-
 def spent(method):
     return sum(line.nbytes for line in method.report)
 

@@ -11,6 +11,7 @@ import io
 import math
 import re
 import textwrap
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,7 @@ from lrq.models import (
 PAGE = Path(__file__).parents[1] / "book" / "errata.md"
 TEST_NAME = re.compile(r"test_e(\d+)_(\d+)_(\d+)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NATURES = ["exception", "silence", "énoncé", "coût"]
 PARTS = ["Le cours écrit|Le cours annonce|La ligne piège", "Ce que cela donne", "Ce que fait `lrq`"]
 
 
@@ -102,13 +104,25 @@ def entries():
     return {match[0]: text for text in sections if (match := re.match(r"E[\d.]+-\d+", text))}
 
 
+def natures(entry):
+    """Ce que l'entrée annonce entre parenthèses : « exception », « silence »…"""
+    found = re.search(r"^\*\*Ce que cela donne \(([^)]+)\)\.\*\*", entries()[entry], re.MULTILINE)
+    return found[1].split(", ") if found else []
+
+
 def reproductions():
     """{« E11.0-1 » : fonction test_e11_0_1}."""
     found = {TEST_NAME.fullmatch(name): test for name, test in globals().items()}
     return {"E{}.{}-{}".format(*match.groups()): test for match, test in found.items() if match}
 
 
-SAID = []
+SAID, STOPPED = [], []
+
+
+def stops(error, match=None):
+    """`pytest.raises` pour les lignes du cours : l'entrée doit annoncer une exception."""
+    STOPPED.append(error)
+    return pytest.raises(error, match=match)
 
 
 def says(entry, text):
@@ -131,11 +145,14 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def every_number_is_said(request):
-    """Une fois les textes vérifiés retirés de l'entrée, il n'y reste aucun nombre."""
+    """Une fois les textes vérifiés retirés de l'entrée, il n'y reste aucun nombre ; elle dit si le cours s'arrête."""
     SAID.clear()
+    STOPPED.clear()
     yield
     if match := TEST_NAME.fullmatch(request.node.name):
-        prose = words(FENCE.sub("", entries()["E{}.{}-{}".format(*match.groups())]))
+        entry = "E{}.{}-{}".format(*match.groups())
+        assert bool(STOPPED) == ("exception" in natures(entry)), f"{entry} : {natures(entry)}, arrêts vus : {STOPPED}"
+        prose = words(FENCE.sub("", entries()[entry]))
         said = sorted(SAID, key=len, reverse=True)  # le plus long d'abord : un texte peut en contenir un autre
         for whole in [r"^E[\d.]+-\d+", *said, r"E11\.\d-\d+", r"section 11\.\d", r"`[^`]*`"]:
             prose = re.sub(whole, "", prose)
@@ -152,6 +169,20 @@ def test_entries_and_tests_are_the_same():
     assert entries()
     titles = re.findall(r"^### (E[\d.]+-\d+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(titles) == len(set(titles)), "deux entrées portent le même numéro"
+
+
+def test_the_summary_counts_the_entries():
+    """Le tableau de tête, recompté : une ligne par section, une colonne par nature."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = {entry: natures(entry) for entry in entries()}
+    assert {nature for said in found.values() for nature in said} <= set(NATURES)
+    assert all(found.values()), f"sans nature : {[entry for entry, said in found.items() if not said]}"
+    sections = re.findall(r"^## Section ([\d.]+)", page, re.MULTILINE)
+    lines = [(name, f"E{name}-") for name in sections] + [("Toutes", "E")]
+    for shown, prefix in lines:
+        kept = [said for entry, said in found.items() if entry.startswith(prefix)]
+        row = [shown, len(kept), *(sum(nature in said for said in kept) for nature in NATURES)]
+        assert "| " + " | ".join(map(str, row)) + " |" in page, f"la ligne attendue du tableau : {row}"
 
 
 def source_of(test):
@@ -235,7 +266,7 @@ def test_e11_0_1():
     wide, square, tall = nn.Linear(1024, 512), nn.Linear(512, 512), nn.Linear(256, 512)
 
     U, V = lines.factors(wide.weight.data, rank)
-    with pytest.raises(RuntimeError):
+    with stops(RuntimeError):
         torch.randn(1, 1024) @ V.T @ U.T
     says("E11.0-1", f"rang {rank}")
     says("E11.0-1", f"{wide.in_features} → {wide.out_features}")
@@ -401,10 +432,10 @@ def test_e11_0_6():
     """)
     torch.manual_seed(0)
     x, theirs = torch.randn(3, 1024), lines.Quantized()
-    with pytest.raises(AttributeError):
+    with stops(AttributeError):
         theirs.forward_quantized(x)
     theirs.quantize()
-    with pytest.raises(NotImplementedError):
+    with stops(NotImplementedError):
         nn.Sequential(theirs)(x)
     assert set(theirs.state_dict()) == {"U", "V"}
     says("E11.0-6", f"{fr(sum(t.nbytes for t in theirs.state_dict().values()))} octets")
@@ -467,10 +498,10 @@ def test_e11_0_8():
     """)
     torch.manual_seed(0)
     linear = nn.Linear(64, 32)
-    with pytest.raises(RuntimeError, match="requires grad"):
+    with stops(RuntimeError, match="requires grad"):
         lines.singular_values(linear.weight)
     for dtype in (torch.float16, torch.bfloat16):
-        with pytest.raises(RuntimeError):  # NotImplementedError en est une
+        with stops(RuntimeError):  # NotImplementedError en est une
             lines.singular_values(linear.weight.detach().to(dtype))
 
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
@@ -496,7 +527,7 @@ def test_e11_0_9():
     torch.manual_seed(0)
     for dtype in (torch.bfloat16, torch.float64):
         linear, x = nn.Linear(64, 32, dtype=dtype), torch.randn(3, 64, dtype=dtype)
-        with pytest.raises(RuntimeError):
+        with stops(RuntimeError):
             lines.Adapter(linear, 4)(x)
         adapter = LoRALayer(linear, rank=4)
         assert torch.equal(adapter(x), linear(x))
@@ -601,8 +632,57 @@ def test_e11_0_13():
             assert float((codes * scale - t).abs().max()) <= float(scale) * 0.5001  # l'oracle : un demi-pas
         if n_bits == 2:
             says("E11.0-13", f"{n_bits} bits, {len(q.unique())} valeurs servent sur {2**n_bits}")
+    lines = course("""
+        def codes(t, scale, q_max):
+            return torch.round(t / scale).clamp(-q_max, q_max)
+    """)  # la borne de la section 11.4
+    assert torch.equal(lines.codes(t, t.abs().max() / top, top), q)
     says("E11.0-13", f"8 bits, le code −{2**7}")
     says("E11.0-13", f"de −{top} à {top}")
+
+
+def test_e11_0_14():
+    lines = course("""
+        original_size = 1024 * 512 * 4  # float32 bytes
+        print(f"Taille originale: {original_size / 1024:.1f} KB")
+    """)
+    shown = lines.printed.split(": ")[1].strip()
+    layer = nn.Linear(1024, 512, bias=False)
+    size = stored_bytes(layer)
+    assert size == lines.original_size
+    assert float(shown.removesuffix(" KB")) * 1024 == size
+    says("E11.0-14", f"par {fr(1024)}")
+    says("E11.0-14", f"Diviser par {fr(1024)}")
+    says("E11.0-14", f"« {shown} » sont {fr(size)} octets, ou {fr(size / 1000, 1)} ko")
+    says("E11.0-14", f"{fr(100 * (1024 / 1000 - 1), 1)} % de plus")
+    says("E11.0-14", f"en cachent {fr(100 * ((1024 / 1000) ** 2 - 1), 1)} %")
+
+
+def test_e11_0_15():
+    """
+    Cette propriété permet des compressions significatives tout en préservant les performances.
+    """
+    ranks, weights, halves, ratios, errors = [], [], [], [], []
+    model = load_minilm()
+    for linear in map(model.get_submodule, encoder_linears(model)):
+        W = linear.weight.detach()
+        m, n = W.shape
+        ranks.append(energy_rank(W, 0.99))
+        weights.append(ranks[-1] / break_even_rank(m, n))
+        halves.append(eckart_young(W, int(break_even_rank(m, n) / 2)))
+        layer = QuantizedLinear.from_linear(linear, n_bits=8)
+        ratios.append(layer.compression_ratio())
+        errors.append(relative(W, layer.reconstruct_weight()))
+    assert min(weights) >= 1
+    says("E11.0-15", f"Sur les {len(ranks)} couches")
+    says("E11.0-15", f"99 % de l'énergie demandent de {min(ranks)} à {max(ranks)} rangs")
+    says("E11.0-15", f"de {fr(min(weights), 2)} à {fr(max(weights), 2)} fois")
+    says("E11.0-15", f"se trompent de {fr(100 * min(halves))} % à {fr(100 * max(halves))} %")
+    says(
+        "E11.0-15",
+        f"sur 8 bits, une échelle par ligne, ×{fr(min(ratios), 2)} à ×{fr(max(ratios), 2)} "
+        f"pour {fr(100 * max(errors), 1)} % d'erreur au plus",
+    )
 
 
 # --- Section 11.1 -----------------------------------------------------------------------------------------------------
@@ -630,7 +710,7 @@ def test_e11_1_1():
     says("E11.1-1", f"rang {chosen} (erreur {fr(errors[0], 2)})")
     says("E11.1-1", f"« {m * n / (chosen * (m + n)):.2f}x »")
     says("E11.1-1", f"rang plein {n}, son erreur vaut encore {fr(errors[-1], 2)}")
-    with pytest.raises(RuntimeError):
+    with stops(RuntimeError):
         list(lines.errors(W.T, [1]))
 
     rank = find_optimal_rank(W, target_error=0.05)
@@ -658,11 +738,11 @@ def test_e11_1_2():
     """)
     torch.manual_seed(0)
     linear = nn.Linear(96, 64)
-    with pytest.raises(AttributeError):
+    with stops(AttributeError):
         lines.FactorizedLinear.from_linear_svd(linear, rank=16)
-    with pytest.raises(AttributeError):
+    with stops(AttributeError):
         lines.FactorizedLinear.from_linear_random(linear, rank=16)
-    with pytest.raises(TypeError, match="not callable"):
+    with stops(TypeError, match="not callable"):
         lines.from_linear_svd(lines.FactorizedLinear, linear, rank=16)
     assert isinstance(lines.from_linear_random(linear, rank=16), lines.FactorizedLinear)
 
@@ -923,6 +1003,26 @@ def test_e11_1_11():
     assert torch.equal(ours.U, nn.init.xavier_uniform_(torch.empty(512, 64)))  # aucun tirage avant Xavier
 
 
+def test_e11_1_12():
+    """
+    W = U1 @ U2 @ ... @ Uk
+    """
+    torch.manual_seed(0)
+    chain = MultiStageFactorizedLinear(1024, 512, ranks=[256, 128])
+    first, second, third = (factor.weight for factor in chain.factors)
+    W = (third @ second @ first).detach()
+    x = torch.randn(3, 1024)
+    torch.testing.assert_close(chain(x), x @ W.T, rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError):  # l'ordre annoncé
+        first @ second @ third
+    layer = FactorizedLinear.from_weight_matrix(W, rank=128)
+    assert true_rank(W) == 128
+    assert relative(W, layer.reconstruct_weight()) < 1e-5
+    says("E11.1-12", f"1024 → {first.shape[0]} → {second.shape[0]} → {third.shape[0]}")
+    says("E11.1-12", f"{fr(chain.count_parameters())} nombres font une matrice de rang {true_rank(W)}")
+    says("E11.1-12", f"avec {fr(layer.count_parameters())}")
+
+
 # --- Section 11.2 -----------------------------------------------------------------------------------------------------
 
 
@@ -1069,7 +1169,7 @@ def test_e11_3_2():
             if isinstance(module, nn.Linear):
                 setattr(model, name, LoRALayer(module, rank=8))
 
-    with pytest.raises(RuntimeError, match="changed size"):
+    with stops(RuntimeError, match="changed size"):
         without_list()
     model = load_minilm()
     adapted = convert_model_to_lora(model, rank=8)
@@ -1110,6 +1210,39 @@ def test_e11_3_3():
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-3)
 
 
+def test_e11_3_4():
+    lines = course("""
+        class Placeholder(nn.Module):
+            def __init__(self, original, lora_A, lora_B):
+                super().__init__()
+                self.original, self.lora_A, self.lora_B = original, lora_A, lora_B
+
+            def forward(self, x):
+                if isinstance(self.original, nn.Conv2d):
+                    return self.original(x)  # adaptateur : à faire
+                return self.original(x) + x @ self.lora_A.T @ self.lora_B.T
+    """)
+    torch.manual_seed(0)
+    conv = load_digits_network("cnn").conv2
+    x = torch.randn(4, conv.in_channels, 8, 8)
+    before = conv(x).detach()
+    layer = LoRALayer(conv, rank=8)
+    nn.init.normal_(layer.lora_B)
+    theirs = lines.Placeholder(conv, nn.Parameter(layer.lora_A.detach()), nn.Parameter(layer.lora_B.detach()))
+    y = theirs(x)
+    announced = theirs.lora_A.numel() + theirs.lora_B.numel()
+    assert not y.requires_grad  # la convolution est gelée, les facteurs sont absents du calcul
+    says("E11.3-4", f"au rang 8, {fr(announced)} paramètres")
+    says("E11.3-4", f"de {fr(100 * relative(before, y))} %")
+    ours = layer(x)
+    ours.sum().backward()
+    assert all(factor.grad.norm() > 0 for factor in (layer.lora_A, layer.lora_B))
+    assert relative(before, ours) > 0.1
+    says("E11.3-4", f"aussi nombreux, {fr(layer.trainable_parameters())}")
+    layer.merge_weights()
+    torch.testing.assert_close(layer.original(x), ours, rtol=1e-4, atol=1e-3)
+
+
 # --- Section 11.4 -----------------------------------------------------------------------------------------------------
 
 
@@ -1139,7 +1272,7 @@ def test_e11_4_1():
     wide, square, last = nn.Linear(1024, 512), nn.Linear(512, 512), nn.Linear(256, 10)
 
     U, V = lines.factors(wide, rank)
-    with pytest.raises(RuntimeError):
+    with stops(RuntimeError):
         torch.randn(3, 1024) @ V @ U.T
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         lines.show(wide, U, V)
@@ -1150,7 +1283,7 @@ def test_e11_4_1():
     before, after = wide.weight.nbytes / 1024, float(re.search(r"[\d.]+", small)[0])
     says("E11.4-1", f"{fr(before)} Kio d'origine, soit {fr(before / after)} fois moins")
     says("E11.4-1", f"{V.shape[0]} lignes au lieu de {wide.in_features}")
-    with pytest.raises(RuntimeError):
+    with stops(RuntimeError):
         lines.factors(last, rank)
     says("E11.4-1", f"{last.in_features} → {last.out_features}")
 
@@ -1227,7 +1360,7 @@ def test_e11_4_3():
     assert [type(layer) for layer in network.children()] == 3 * [nn.Linear]
     assert stored(network) == before
     assert theirs.apply_quantize_then_low_rank() is None
-    with pytest.raises(NameError, match="model"):
+    with stops(NameError, match="model"):
         course("pipeline = CombinedCompressionPipeline(model)", CombinedCompressionPipeline=lines.Pipeline)
     says("E11.4-3", f"{fr(before)} octets")
 
@@ -1289,7 +1422,7 @@ def test_e11_4_4():
     compressed = CombinedCompressionPipeline(half).apply_low_rank_then_quantize(rank=64, n_bits=8)
     assert ratio == stored(half) / stored(compressed)
     says("E11.4-4", f"« {theirs(half, 64, 8):.1f}x », pour ×{fr(ratio, 2)} mesuré")
-    with pytest.raises(ZeroDivisionError):
+    with stops(ZeroDivisionError):
         theirs(nn.Sequential(nn.Conv2d(1, 2, 3)), 64, 8)
     with pytest.raises(ValueError, match=r"aucune nn\.Linear"):
         analyze_combined_compression(nn.Sequential(nn.Conv2d(1, 2, 3)), 64, 8)
@@ -1440,7 +1573,7 @@ def test_e11_4_7():
             self.U_fake_quant = FakeQuantizeModule(n_bits=n_bits, symmetric=True)
     """)
     theirs = course_qat(fake_quantize=lines.fake_quantize)  # la définition passe
-    with pytest.raises(ModuleNotFoundError, match="quantization"):
+    with stops(ModuleNotFoundError, match="quantization"):
         theirs(64, 32, 8)
 
     torch.manual_seed(0)
@@ -1502,7 +1635,7 @@ def test_e11_4_9():
     says("E11.4-9", f"à {fr(errors[8], 1)} % près sur {fr(8)} bits")
     says("E11.4-9", f"de {fr(errors[9])} % sur {fr(9)} bits")
     says("E11.4-9", f"de {fr(errors[10])} % sur {fr(10)} bits")
-    with pytest.raises(ZeroDivisionError):
+    with stops(ZeroDivisionError):
         lines.Quantized(U, 1).round_trip()
     says("E11.4-9", f"{fr(1)} bit donne `q_max` = {2 ** (1 - 1) - 1}")
     says("E11.4-9", "Au-delà de 8 bits")
@@ -1520,7 +1653,7 @@ def test_e11_4_10():
     theirs.quantize_weights()
     state = theirs.state_dict()
     says("E11.4-10", f"{len(state)} tenseurs, {fr(sum(t.nbytes for t in state.values()))} octets")
-    with pytest.raises(RuntimeError, match="Unexpected key"):
+    with stops(RuntimeError, match="Unexpected key"):
         fresh.load_state_dict(state)
     fresh.load_state_dict(state, strict=False)
     assert fresh.U_q is None
@@ -1547,7 +1680,7 @@ def test_e11_4_11():
         after = Course(64, 32, 8)
         after.quantize_weights()
         for theirs in (converted, after.to(dtype)):
-            with pytest.raises(RuntimeError, match="dtype"):
+            with stops(RuntimeError, match="dtype"):
                 theirs(x)
 
         linear = nn.Linear(64, 32).to(dtype)
@@ -1680,9 +1813,9 @@ def test_e11_4_16():
     says("E11.4-16", f"les époques {', '.join(epochs[:-1])} et {epochs[-1]}")
     says("E11.4-16", f"la dernière, la {fr(50)}ᵉ")
     says("E11.4-16", f"lots de {sizes[0]}, les {sizes[-1]} images du dernier")
-    with pytest.raises(ZeroDivisionError):
+    with stops(ZeroDivisionError):
         lines.train([], [])
-    with pytest.raises(TypeError, match="has no len"):
+    with stops(TypeError, match="has no len"):
         lines.train([0.1], (batch for batch in train_loader))
 
     val_loader = [val_set]
@@ -1854,7 +1987,7 @@ def test_e9_6_1(cores):
                                         symmetric=self.symmetric)
             return quantizer
     """)
-    with pytest.raises(NameError, match="UniformQuantizer"):
+    with stops(NameError, match="UniformQuantizer"):
         lines.quantize(SimpleNamespace(n_bits=8, symmetric=True))
     quantizer = UniformQuantizer(n_bits=8, symmetric=True)
     worst = 0.0
@@ -1919,7 +2052,7 @@ def test_e9_6_3():
     """)
     dims, batch = (8, 8, 8), 5
     x = torch.randn(batch, math.prod(dims))
-    with pytest.raises(RuntimeError, match="contracted dimensions need to match"):
+    with stops(RuntimeError, match="contracted dimensions need to match"):
         lines.contract(x.view(batch, *dims), tt_cores(dims, (4, 4)))
     says("E9.6-3", f"Pour {x.shape[1]} entrées découpées en {fr_shape(dims)}, au rang 4")
     theirs = lines.contract(x.view(batch, *dims), tt_cores(dims, (8, 8)))
@@ -1967,7 +2100,7 @@ def test_e9_6_5():
                 self.cores = nn.ModuleList()
                 self.cores.append(core)
     """)
-    with pytest.raises(TypeError, match="is not a Module subclass"):
+    with stops(TypeError, match="is not a Module subclass"):
         lines.Layer(tt_cores((4, 4, 4), (4, 4))[0])
     input_dims = output_dims = (4, 4, 4)
     layer = QATTTLinear(input_dims, output_dims, tt_ranks=4)
@@ -1984,11 +2117,11 @@ def test_e9_6_6():
     """)
     dims = (8, 8, 8)
     x = torch.randn(2, 5, math.prod(dims))
-    with pytest.raises(AttributeError, match="input_dims"):
+    with stops(AttributeError, match="input_dims"):
         lines.tensorize(SimpleNamespace(), x[0])
     repaired = SimpleNamespace(input_dims=dims)
     assert lines.tensorize(repaired, x[0]).shape == (5, *dims)
-    with pytest.raises(RuntimeError, match="invalid for input of size"):
+    with stops(RuntimeError, match="invalid for input of size"):
         lines.tensorize(repaired, x)
     says("E9.6-6", f"une entrée de forme {fr_shape(x.shape)}")
     layer = QATTTLinear(dims, dims, tt_ranks=4)
@@ -2013,7 +2146,7 @@ def test_e9_6_7():
     says("E9.6-7", f"« {lines.impact(original, original):.2f}x »")
     assert analyze_tn_quantization_impact(original, original) == 1
     assert analyze_tn_quantization_impact(original, copy.deepcopy(original).half()) == 2
-    with pytest.raises(ZeroDivisionError):
+    with stops(ZeroDivisionError):
         lines.impact(original, QuantizedTTLinear.from_cores(original.cores, n_bits=4))
     quantized = QuantizedTTLinear.from_linear(linear, (4, 6), (4, 6), 5, n_bits=4)
     ratio = analyze_tn_quantization_impact(original, quantized)
@@ -2093,11 +2226,36 @@ def test_e9_6_11(cores):
     theirs = lines.Theirs()
     theirs.quantize_tt_cores(cores)
     assert theirs.quantizers == {}
-    with pytest.raises(NameError, match="nn"):
+    with stops(NameError, match="nn"):
         exec("class QATTTLinear(nn.Module): pass", {"torch": torch, "np": np})
     cores_tt = cores
     q_cores, scales, zps = TTQuantizer(n_bits=8).quantize_tt_cores(cores_tt)
     assert len(q_cores) == len(scales) == len(zps) == len(cores)
+
+
+def test_e9_6_12(cores):
+    quantizer = UniformQuantizer(n_bits=8)
+    lines = course(
+        """
+        original_size = sum(c.numel() * 32 for c in cores_tt)
+        print(f"Compression TT: {original_size / quantized_size:.2f}x")
+        """,
+        cores_tt=cores,
+        quantized_size=sum(core.numel() * 8 for core in cores) + 32 * len(cores),
+    )
+    shown = lines.printed.split()[-1]
+    few, every = sum(core.numel() for core in cores), math.prod(core.shape[1] for core in cores)
+    size = sum(quantizer.compress(core).nbytes() for core in cores)
+    says("E9.6-12", f"« {shown} » affiché")
+    says("E9.6-12", f"Les {few} nombres des trois cœurs décrivent un tenseur de {fr(every)} coefficients")
+    says("E9.6-12", f"×{fr(every / few, 2)} par le train, ×{fr(4 * few / size, 2)} par les bits")
+    says("E9.6-12", f"×{fr(4 * every / size, 1)} en tout")
+    torch.manual_seed(0)
+    input_dims = output_dims = (4, 4, 4)
+    linear = nn.Linear(64, 64, bias=False)
+    ratio = QuantizedTTLinear.from_linear(linear, input_dims, output_dims, 8, n_bits=8).compression_ratio()
+    numbers = TTLinear.from_linear(linear, input_dims, output_dims, 8).count_parameters()
+    assert ratio == pytest.approx(4 * linear.weight.numel() / (numbers + 4 * len(input_dims)))
 
 
 # --- Section 12.3 -----------------------------------------------------------------------------------------------------
@@ -2214,7 +2372,7 @@ def test_e12_3_2():
     network, _, _ = digits()
     before = stored_bytes(network)
     for method in (SVDCompression({"rank": 8}), TensorTrainCompression({"rank": 8}), PTQCompression()):
-        with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+        with stops(AttributeError, match="has no attribute 'weight'"):
             lines.Theirs.compress_inplace(copy.deepcopy(network), method)
     lines.Theirs.compress_inplace(network, Dense({"rank": 8}))
     assert true_rank(network.fc2.weight) == 8
@@ -2251,7 +2409,7 @@ def test_e12_3_3():
             return super().compress_layer(layer, seen)
 
     model, method = digits()[0], Counted({"rank": 8})
-    with pytest.raises(AttributeError, match="_replace_layer"):
+    with stops(AttributeError, match="_replace_layer"):
         lines.Theirs().compress_parallel(model, method)
     says("E12.3-3", f"une fois les {len(done)} couches comprimées")
     lines.Theirs._replace_layer = staticmethod(put)
@@ -2287,7 +2445,7 @@ def test_e12_3_5():
     says("E12.3-5", f"{fr(len(images))} images de chiffres, déjà {fr(kept)} octets")
     limit = 2**24
     torch.quantile(torch.zeros(limit), 0.01)
-    with pytest.raises(RuntimeError, match="input tensor is too large"):
+    with stops(RuntimeError, match="input tensor is too large"):
         torch.quantile(torch.zeros(limit + 1), 0.01)
     says("E12.3-5", f"refuse plus de {fr(limit)} nombres")
     width = load_minilm_weights()["encoder.layer.0.intermediate.dense.weight"].shape[0]
@@ -2302,7 +2460,7 @@ def test_e12_3_5():
 def test_e12_3_6():
     model = nn.Sequential(nn.Linear(16, 16))
     sentences = [torch.randn(2, 5, 16), torch.randn(2, 7, 16)]
-    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+    with stops(RuntimeError, match="Sizes of tensors must match"):
         course_ptq()._calibrate(model, sentences)
     says("E12.3-6", f"{sentences[0].shape[1]} jetons et l'autre {sentences[1].shape[1]}")
     quantized = PTQCompression().compress(model, sentences)
@@ -2333,7 +2491,7 @@ def test_e12_3_7():
 def test_e12_3_8():
     network, images, _ = digits()
     for calibration_method in ("mse", "entropy", "minmax"):
-        with pytest.raises(UnboundLocalError, match="cannot access local variable"):
+        with stops(UnboundLocalError, match="cannot access local variable"):
             course_ptq(calibration_method=calibration_method)._calibrate(network, [images])
     method = PTQCompression({"calibration_method": "entropy"})
     method.compress(network, [images])
@@ -2356,7 +2514,7 @@ def test_e12_3_9():
 
 
 def test_e12_3_10():
-    with pytest.raises(ModuleNotFoundError, match="pquant"):
+    with stops(ModuleNotFoundError, match="pquant"):
         course("from pquant.core.compression_method import CompressionMethod")
     lines = course("""
         class CompressionMethod:
@@ -2376,9 +2534,9 @@ def test_e12_3_10():
                 return calibration_data
     """)
     network, images, _ = digits()
-    with pytest.raises(AttributeError, match="_create_copy"):
+    with stops(AttributeError, match="_create_copy"):
         lines.SVDCompression({}).compress(network)
-    with pytest.raises(AttributeError, match="_get_calibration_samples"):
+    with stops(AttributeError, match="_get_calibration_samples"):
         lines.PTQCompression({}).compress(network, [images])
     assert not hasattr(lines.SVDCompression({}), "compress_layer")
     compressed = SVDCompression({"rank": 8}).compress(network)
@@ -2418,7 +2576,7 @@ def test_e12_3_12():
     block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     x = torch.randn(1, 3, 16)
     theirs = course_loop(block, lambda layer: TruncatedSVDLinear.from_linear(layer, rank=2))
-    with pytest.raises(AttributeError, match="has no attribute 'weight'"):
+    with stops(AttributeError, match="has no attribute 'weight'"):
         theirs(x)
     method = SVDCompression({"rank": 2})
     compressed = method.compress(block)
@@ -2577,3 +2735,118 @@ def test_e12_3_19():
     model = nn.Sequential(nn.Linear(16, 4))
     quantized = PTQCompression().compress(model, [torch.zeros(8, 16)])
     assert quantized(torch.zeros(2, 16)).isfinite().all()
+
+
+def test_e12_3_20():
+    lines = course("""
+        class Theirs:
+            def compress(self, compressed_model, compress_layer):
+                for name, module in compressed_model.named_modules():
+                    if isinstance(module, nn.Linear):
+                        compressed_layer = compress_layer(module)
+                        self._replace_layer(compressed_model, name, compressed_layer)
+    """)
+
+    def take_out_then_put(model, name, layer):
+        parent, _, child = name.rpartition(".")
+        delattr(model.get_submodule(parent), child)
+        put(model, name, layer)
+
+    lines.Theirs._replace_layer = staticmethod(take_out_then_put)
+    with stops(RuntimeError, match="changed during iteration"):
+        lines.Theirs().compress(
+            nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)),
+            lambda layer: TruncatedSVDLinear.from_linear(layer, rank=2),
+        )
+    lines.Theirs._replace_layer = staticmethod(put)
+
+    class Watched(SVDCompression):
+        """Compte, à chaque couche, les matrices d'origine encore en mémoire."""
+
+        def compress_layer(self, layer, seen=None):
+            alive.append(sum(weight() is not None for weight in originals))
+            return super().compress_layer(layer, seen)
+
+    def alive_at_the_last(run):
+        nonlocal originals, alive
+        model, method = digits()[0], Watched({"rank": 8})
+        originals = [weakref.ref(layer.weight) for layer in model.modules() if isinstance(layer, nn.Linear)]
+        alive = []
+        run(model, method)
+        return alive[-1]
+
+    originals, alive = [], []
+    kept = alive_at_the_last(lambda model, method: lines.Theirs().compress(model, method.compress_layer))
+    says("E12.3-20", f"quand vient la dernière, {kept} matrices d'origine")
+
+    def ours(model, method):
+        MemoryEfficientCompression.compress_inplace(model, method)
+
+    says("E12.3-20", f"n'en garde plus que {alive_at_the_last(ours)}")
+
+
+def test_e12_3_21():
+    lines = course("""
+        class Theirs:
+            def compress(self, compressed_model, compress_layer):
+                for name, module in compressed_model.named_modules():
+                    if isinstance(module, nn.Linear):
+                        compressed_layer = compress_layer(module)
+                        self._replace_layer(compressed_model, name, compressed_layer)
+                return compressed_model
+    """)
+    lines.Theirs._replace_layer = staticmethod(put)
+    torch.manual_seed(0)
+    model, x = nn.Linear(16, 16), torch.randn(3, 16)
+    before = stored_bytes(model)
+    theirs = lines.Theirs().compress(copy.deepcopy(model), lambda layer: TruncatedSVDLinear.from_linear(layer, rank=2))
+    assert torch.equal(theirs(x), model(x))
+    says("E12.3-21", f"{fr(stored_bytes(theirs))} octets au lieu de {fr(before)}")
+    compressed = SVDCompression({"rank": 2}).compress(model)
+    assert isinstance(compressed, TruncatedSVDLinear)
+    says("E12.3-21", f"la couche neuve : {fr(stored_bytes(compressed))} octets")
+
+
+def test_e12_3_22():
+    lines = course("""
+        class Theirs:
+            def __init__(self, config):
+                self.rank = config.get('rank', 64)
+                self.optimize_rank = config.get('optimize_rank', False)
+    """)
+    rank = lines.Theirs({"ranks": 8}).rank
+    says("E12.3-22", f"comprime au rang {rank}")
+    network = digits()[0]
+    m, n = network.fc2.weight.shape
+    asked, received = (TruncatedSVDLinear.from_linear(network.fc2, r).count_parameters() for r in (8, rank))
+    says("E12.3-22", f"{n} → {m}")
+    says("E12.3-22", f"c'est {fr(received / asked)} fois plus")
+    with pytest.raises(ValueError, match=r"ne connaît pas 'ranks'.* Vouliez-vous dire 'rank'"):
+        SVDCompression({"ranks": 8})
+
+
+def test_e12_3_23():
+    lines = course(
+        """
+        class Theirs:
+            def __init__(self, config):
+                self.train_after = config.get('train_after_compression', False)
+
+            def compress(self, compressed_model, train_loader=None):
+                if self.train_after and train_loader is not None:
+                    compressed_model = self._fine_tune(compressed_model, train_loader)
+                return compressed_model
+        """
+    )
+    network, images, _ = digits()
+    _, (x_test, y_test) = load_digits_data()
+    asked = {"rank": 8, "train_after_compression": True, "epochs": 20, "lr": 3e-3}
+    decomposed = TensorTrainCompression({"rank": 8}).compress(network)
+    theirs = lines.Theirs(asked).compress(decomposed)
+    learned = TensorTrainCompression(asked).compress(network, images.split(64))
+    scores = [100 * accuracy(model, x_test, y_test) for model in (theirs, learned)]
+    says("E12.3-23", f"en trains de rang {asked['rank']}")
+    says("E12.3-23", f"une exactitude de {fr(scores[0])} %")
+    says("E12.3-23", f"de {fr(scores[1])} % après {asked['epochs']} passages")
+    with pytest.raises(ValueError, match="train_loader : reçu None"):
+        TensorTrainCompression({"rank": 8, "train_after_compression": True}).compress(network)

@@ -443,3 +443,24 @@ def test_groups_are_followed_too(randn):
     scale.requires_grad_()
     quantizer.fake_quantize(t, scale, zero_point)[1, 4:].sum().backward()
     assert (scale.grad != 0).nonzero().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("symmetric", SYMMETRIC)
+@pytest.mark.parametrize("n_bits", BITS)
+def test_a_null_block_stays_null_and_learns(n_bits, symmetric, randn):
+    t = randn(3, 5)
+    t[1] = 0
+    t.requires_grad_()
+    fake = FakeQuantizeModule(n_bits, symmetric, per_channel=True)
+    y = fake(t)
+    assert torch.equal(y, fake.quantizer.quantize_dequantize(t.detach()))
+    y.sum().backward()
+    assert torch.equal(t.grad[1], torch.ones(5))  # zéro est sur sa grille : l'arrondi y est l'identité
+    rare = torch.zeros(5000)
+    rare[0] = 9
+    rare.requires_grad_()
+    clipped = FakeQuantizeModule(n_bits, clipping="percentile")
+    y = clipped(rare)
+    y.sum().backward()
+    if n_bits > 1:  # écrêté à zéro, 9 n'apprend pas
+        assert (y.detach().any(), float(rare.grad[0])) == (False, 0.0)

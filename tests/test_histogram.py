@@ -78,6 +78,13 @@ def test_neither_the_order_nor_the_batches_matter(sort, bins, samples, rng):
         assert [h.range(method) for method in METHODS] == [whole.range(method) for method in METHODS]
 
 
+def test_a_batch_of_zeros_does_not_widen_the_range():
+    small, h = histogram([0.01, 0.02, 0.0]), histogram([0.01, 0.02])
+    h.update(torch.zeros(1))  # une couche dont toutes les unités se taisent : frexp(0) vaut 0, comme celui de 0,9
+    assert h.exponent == small.exponent == -5
+    assert torch.equal(h.counts, small.counts)
+
+
 def test_growing_values_and_tiny_negatives_never_move_to_another_bin():
     x = [-5e-324, 5e-324, -1e-310, 0.0, -0.0, -1e-40, 1.0, -(2.0**-60), 2.0**10, -(2.0**1023), 1.7e308]
     one_by_one = ActivationHistogram(8)

@@ -23,8 +23,10 @@ CELLS = [
     'explorer.rank = 5\nprint("rang écrit")',
     "explorer.rank = 999",
     'print("rang gardé :", explorer.rank)',
+    'from lrq.widgets import SelfTest\ntest = SelfTest("11.1", seed=1)\ntest',
+    'test.seed = 2\nprint("graine changée")',
 ]
-SHOW, SHOW_PHOTO, READ, WRITE, FORBIDDEN, READ_AGAIN = range(len(CELLS))
+SHOW, SHOW_PHOTO, READ, WRITE, FORBIDDEN, READ_AGAIN, ASK, RENEW = range(len(CELLS))
 NEWS = {"fetchNews": "false", "checkForUpdates": False}  # ni question à l'ouverture, ni requête au-dehors
 # Sans la phrase lue à voix haute, qui suit avec un temps de retard.
 SHOWN = """root => JSON.stringify([
@@ -170,3 +172,19 @@ def test_reader_and_python_move_the_same_rank(notebook):
     run(page, FORBIDDEN, re.compile(r"TraitError: .*\b999\b.*\b(attendu|entre|au plus|doit)\b", re.DOTALL))
     run(page, READ_AGAIN, "rang gardé : 5")
     assert spectrum.evaluate(SHOWN) == before
+
+    # Un autotest : les chiffres que JupyterLab prend pour des raccourcis s'écrivent, et Python en demande d’autres.
+    run(page, ASK)
+    form = page.locator('[data-explorer="self-test"][data-ready] form').first
+    field, statement = form.locator("input"), form.locator(".lrq-statement")
+    field.focus()
+    selected, asked = active(page), statement.text_content()
+    page.keyboard.type("12a1", delay=20)
+    expect(field).to_have_value("12a1")
+    assert active(page) == selected
+    field.fill("12")
+    field.press("Enter")
+    expect(form.locator('[data-readout="verdict"]')).to_contain_text(re.compile(r"Juste\.|Faux\."))
+    run(page, RENEW, "graine changée")
+    expect(statement).not_to_have_text(asked)
+    expect(form.locator('[data-readout="verdict"]')).to_be_empty()

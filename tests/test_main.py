@@ -13,6 +13,7 @@ from test_load_compressed import bert  # noqa: F401
 from torch import nn
 from transformers import BertModel
 
+import lrq
 from lrq import (
     QuantizedEmbedding,
     QuantizedLinear,
@@ -309,6 +310,10 @@ def test_bad_command_lines_are_refused_in_french(arguments, message, run):
     assert message in err
     assert err.startswith("usage : python -m lrq")
     assert not ENGLISH.search(err), err
+
+
+def test_version_is_that_of_the_package(run):
+    assert run("--version") == (0, f"lrq {lrq.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("spectrum", "-h"), ("compress", "--help")], ids=str)

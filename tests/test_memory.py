@@ -15,11 +15,15 @@ from torch import nn
 
 from lrq import (
     CompressionPipeline,
+    GPTQCompression,
     LoRACompression,
     LoRALayer,
     MemoryEfficientCompression,
+    PTQCompression,
+    QuantizedLowRankLinear,
     SVDCompression,
     TensorTrainCompression,
+    TruncatedSVDLinear,
 )
 
 compress_inplace = MemoryEfficientCompression.compress_inplace
@@ -39,6 +43,27 @@ def test_in_place_is_the_same_as_on_a_copy(make, network, loader, tokens):  # no
     assert all(torch.equal(t, expected.state_dict()[name]) for name, t in network.state_dict().items())
     assert [line.name for line in other.report] == [line.name for line in method.report]
     assert [line.nbytes for line in other.report] == [line.nbytes for line in method.report]
+
+
+def chained():
+    return CompressionPipeline([SVDCompression({"rank": 6}), PTQCompression({"bits": 6})])
+
+
+def test_methods_follow_each_other_in_place(network, loader, tokens):  # noqa: F811
+    pipeline, other = chained(), chained()
+    expected = pipeline.compress(network, iter(loader))
+    assert compress_inplace(network, other, iter(loader)) is network
+    assert isinstance(network.twice, QuantizedLowRankLinear)
+    assert torch.equal(network(tokens), expected(tokens))
+    assert [(line.name, line.nbytes) for line in other.report] == [(line.name, line.nbytes) for line in pipeline.report]
+
+
+def test_the_method_that_stops_a_pipeline_is_named(network):  # noqa: F811
+    """La première est passée, le réseau marche encore."""
+    with pytest.raises(ValueError, match="train_loader : reçu None") as refusal:
+        compress_inplace(network, CompressionPipeline([SVDCompression({"layers": ["body.*"]}), GPTQCompression()]))
+    assert refusal.value.__notes__[-1] == "Méthode en cause : GPTQCompression({}), 2 sur 2."
+    assert isinstance(network.body[0], TruncatedSVDLinear)
 
 
 def test_a_network_that_is_one_layer_is_replaced_by_the_value(linear, randn):
@@ -105,9 +130,13 @@ def test_an_interruption_says_so_too(network, monkeypatch):  # noqa: F811
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None,), TypeError, "compression_method : reçu NoneType, attendu une CompressionMethod"),
+        ((None,), TypeError, "compression_method : reçu NoneType, attendu CompressionMethod ou"),
         ((SVDCompression,), TypeError, "compression_method : reçu ABCMeta"),
-        ((CompressionPipeline([SVDCompression()]),), TypeError, "compression_method : reçu CompressionPipeline"),
+        (
+            (CompressionPipeline([SVDCompression(), TensorTrainCompression({"train_after_compression": True})]), [1]),
+            ValueError,
+            "compression_method : TensorTrainCompression({'train_after_compression': True}) apprend de l'original",
+        ),
         ((METHODS["gptq"](),), ValueError, "train_loader : reçu None"),
         ((SVDCompression({"layers": ["corps"]}),), ValueError, "layers : le motif 'corps' ne désigne aucune couche"),
         (

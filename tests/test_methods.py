@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from transformers.pytorch_utils import Conv1D
 
 from lrq import (
     BudgetCompression,
@@ -20,6 +21,7 @@ from lrq import (
     LayerReport,
     LoRACompression,
     LoRALayer,
+    MemoryEfficientCompression,
     PTQCompression,
     QuantizedEmbedding,
     QuantizedLinear,
@@ -41,7 +43,7 @@ METHODS = {
     "svd": lambda **config: SVDCompression({"rank": 5} | config),
     "svd, erreur": lambda **config: SVDCompression({"optimize_rank": True, "error_threshold": 0.4} | config),
     "svd, entrées": lambda **config: SVDCompression({"rank": 5, "activation_aware": True} | config),
-    "tt": lambda **config: TensorTrainCompression({"rank": 4} | config),
+    "tt": lambda **config: TensorTrainCompression({"rank": 6} | config),
     "ptq": lambda **config: PTQCompression({"bits": 6} | config),
     "ptq, poids": lambda **config: PTQCompression({"bits": 5, "activations": False, "per_channel": True} | config),
     "gptq": lambda **config: GPTQCompression({"group_size": 8} | config),
@@ -860,3 +862,41 @@ def test_a_method_of_ones_own(network, tokens):
     assert isinstance(compressed.body[3], nn.Linear)
     with pytest.raises(TypeError, match="abstract"):
         CompressionMethod()
+
+
+# --- ce que lrq ne connaît pas ----------------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """Une couche écrite ailleurs, qui tient sa matrice."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_layers_of_an_unknown_kind_are_told(linear, network):
+    """Une Conv1D de GPT-2 garde Wᵀ : aucune méthode ne la traite, et le rapport ne s'en tait pas."""
+    model = nn.Sequential(Conv1D(6, 4), linear(6, 4), Own(), Conv1D(4, 4))
+    chain = CompressionPipeline([SVDCompression({"rank": 2}), PTQCompression()])
+    for method in (SVDCompression({"rank": 2}), chain):
+        method.compress(model)
+        assert method.report.unknown == "2 Conv1D, 1 Own"
+        assert str(method.report).endswith("laissées, d'une sorte que lrq ne connaît pas : 2 Conv1D, 1 Own")
+    inplace = SVDCompression({"rank": 2})
+    MemoryEfficientCompression.compress_inplace(copy.deepcopy(model), inplace)
+    assert inplace.report.unknown == "2 Conv1D, 1 Own"
+    with pytest.raises(ValueError, match=r"aucune couche à comprimer \(Linear\)\. Il y a 1 Own, que lrq"):
+        SVDCompression().compress(nn.Sequential(Own()))
+
+
+def test_what_torch_and_lrq_know_is_not_told(network, loader):
+    """Ni un plongement, ni une attention, ni ce qu'une première méthode a rendu, ni une couche qui hérite des leurs."""
+    for layer in (type("Mine", (nn.Embedding,), {})(5, 4), type("Also", (nn.Linear,), {})(4, 4)):
+        network.extra = layer
+        method = SVDCompression({"rank": 3})
+        method.compress(method.compress(network))
+        assert method.report.unknown == ""

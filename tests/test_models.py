@@ -107,6 +107,14 @@ def test_it_loads_from_a_copied_folder(tmp_path, encoder):
     assert torch.equal(models.load_minilm(folder).encode(sentence), encoder.encode(sentence))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_an_incomplete_folder_is_refused(tmp_path, name):
+    folder = shutil.copytree(models.minilm_folder(), tmp_path / "copie")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"il y manque {name}"):
+        models.load_minilm(folder)
+
+
 def test_the_encoder_has_36_linears(encoder):
     names = models.encoder_linears(encoder)
     assert len(names) == len(set(names)) == 36
@@ -136,6 +144,18 @@ def test_embeddings_depend_neither_on_batches_nor_on_order(encoder, sentences, r
     torch.testing.assert_close(shuffled, embeddings[order], rtol=0, atol=1e-5)
 
 
+def test_batches_hold_every_sentence_and_no_padding(encoder, rng):
+    sentences = rng.permutation(models.load_sentences("test")).tolist()[:60]
+    size = int(rng.integers(1, 9))
+    batches = encoder.batches(sentences, size)
+    assert all(1 <= len(batch["input_ids"]) <= size for batch in batches)
+    assert all(batch["attention_mask"].all() for batch in batches)
+    lengths = [batch["input_ids"].shape[1] for batch in batches]
+    assert lengths == sorted(lengths)
+    read = [ids for batch in batches for ids in batch["input_ids"].tolist()]
+    assert sorted(read) == sorted(encoder.tokenizer(sentences)["input_ids"])
+
+
 def test_meaning_is_in_the_cosine(encoder):
     a, b, c = encoder.encode(["A man plays a guitar.", "Someone is playing guitar.", "The stock market fell sharply."])
     assert float(a @ b) > 0.7 > 0.3 > float(a @ c)
@@ -156,6 +176,8 @@ def test_no_sentence_at_all(encoder):
 def test_bad_sentences_are_named(encoder, sentences, batch_size, error, message):
     with pytest.raises(error, match=f"^{message}"):
         encoder.encode(sentences, batch_size)
+    with pytest.raises(error, match=f"^{message}"):
+        encoder.batches(sentences, batch_size)
 
 
 def test_linears_of_the_encoder_can_be_replaced(encoder, sentences):
@@ -235,7 +257,7 @@ def test_committed_networks_are_accurate(kind, target):
     assert found >= target
 
 
-@pytest.mark.parametrize("kind", ["rnn", "", None, 3])
+@pytest.mark.parametrize("kind", ["rnn", "", None, 3, ["mlp"]])
 def test_unknown_network_is_named(kind):
     with pytest.raises(ValueError, match=r"^kind : reçu .*, attendu 'mlp' ou 'cnn'"):
         models.load_digits_network(kind)

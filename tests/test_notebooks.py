@@ -1,7 +1,6 @@
 """Les carnets du dépôt : exécutés, propres, sur le même plan, et nbval s'aperçoit de ce qui change."""
 
 import ast
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import carnets
 import nbformat
 import pytest
 from jupyter_cache import get_cache
@@ -28,6 +28,7 @@ PLAN = [
     r"définitions",
     r"expérience",
     r"ce que dit le cours, ce que dit l'expérience",
+    r"cinq questions",
     r"exercices?",
     r"à retenir",
     r"références",
@@ -46,15 +47,6 @@ EXERCISE = re.compile(r"\bexercice ([0-9]+(?:\.[0-9]+)+)", re.IGNORECASE)
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 every_course_notebook = pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
-
-
-@pytest.fixture(scope="module")
-def carnets():
-    """notebooks/carnets.py, qui n'est pas un paquet."""
-    spec = importlib.util.spec_from_file_location("carnets", ROOT / "notebooks" / "carnets.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache
@@ -164,7 +156,7 @@ def test_figures_say_what_they_show(path):
 @every_notebook
 def test_hidden_cells_only_check(path):
     for index, cell in code_cells(read(path)):
-        if "remove-cell" in tags(cell):
+        if "remove-cell" in tags(cell) and cell.id != "installation":
             has_assert = any(isinstance(node, ast.Assert) for node in ast.walk(python(cell.source)))
             assert has_assert, f"{path.name}, cellule {index} : cachée sans rien vérifier"
             assert not cell.outputs, f"{path.name}, cellule {index} : cachée, elle imprime quelque chose"
@@ -207,6 +199,16 @@ def test_plan_is_the_common_one(path):
     assert len(found) == len(PLAN), f"{path.name} : {found}"
     for title, pattern in zip(found, PLAN, strict=True):
         assert re.search(pattern, title, re.IGNORECASE), f"{path.name} : « {title} », attendu {pattern}"
+
+
+@every_course_notebook
+def test_questions_are_those_of_the_section(path):
+    """Sous « Cinq questions », l'autotest de cette section, et rien qui le calcule d'avance."""
+    section = ".".join(str(int(part)) for part in path.stem.split("_")[:2])
+    sources = [cell.source for cell in read(path).cells]
+    at = next(i for i, source in enumerate(sources) if source.startswith("## Cinq questions"))
+    assert sources[at + 1].splitlines()[-1] == f'SelfTest("{section}")'
+    assert "remove-input" in tags(read(path).cells[at + 1])
 
 
 def sections(notebook, word=EXERCISE):
@@ -352,6 +354,18 @@ def test_nbval_notices_an_altered_output(tmp_path):
     assert "1 failed, 4 passed" in run.stdout
 
 
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_kernels_get_the_number_of_threads(threads, tmp_path):
+    """Celui que fixe ``make endurance`` : les carnets y sont rejoués sur un fil, puis sur deux."""
+    path = tiny(tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[2].source = "import torch\n\nprint(torch.get_num_threads())"
+    notebook.cells[2].outputs[0].text = f"{threads}\n"
+    nbformat.write(notebook, path)
+    run = nbval("-n", "1", "--dist", "loadfile", path, OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
+    assert run.returncode == 0, run.stdout
+
+
 def test_stripped_notebook_is_refused_here_though_nbval_accepts_it(tmp_path):
     path = tiny(tmp_path)
     assert output_faults(path) == []
@@ -393,7 +407,7 @@ def test_cells_that_must_speak(source, expected):
 # --- carnets.py -------------------------------------------------------------------------------------------------------
 
 
-def test_execution_is_repeatable_and_clean(carnets, tmp_path):
+def test_execution_is_repeatable_and_clean(tmp_path):
     path = tiny(tmp_path, output="faux\n")
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.kernelspec.display_name = "mon noyau"
@@ -411,7 +425,12 @@ def test_execution_is_repeatable_and_clean(carnets, tmp_path):
     assert "version" not in notebook.metadata.language_info
 
 
-def test_a_failing_cell_leaves_the_file_untouched(carnets, tmp_path, capsys):
+def test_an_absent_notebook_is_named(tmp_path, capsys):
+    assert carnets.main(["executer", str(tmp_path / "absent.ipynb")]) == 1
+    assert "absent.ipynb : ce carnet n'existe pas" in capsys.readouterr().err
+
+
+def test_a_failing_cell_leaves_the_file_untouched(tmp_path, capsys):
     path = tiny(tmp_path)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].source = "1 / 0"
@@ -422,17 +441,56 @@ def test_a_failing_cell_leaves_the_file_untouched(carnets, tmp_path, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_the_cache_of_the_book_is_filled_but_for_what_fails(tmp_path, monkeypatch, capsys):
+    figure = "import ipywidgets\nipywidgets.IntSlider(3)"
+    paths = [tmp_path / f"{name}.ipynb" for name in ("sain", "faux")]
+    for path, source in zip(paths, (figure, "1 / 0"), strict=True):
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    before = paths[0].read_bytes()
+    monkeypatch.setattr(carnets, "book_notebooks", lambda: paths)
+    cache = tmp_path / "cache"
+    assert not carnets.fill_cache(cache)
+    assert "faux.ipynb : une cellule échoue" in capsys.readouterr().err
+    assert [carnets.is_kept(path, cache) for path in paths] == [True, False]
+    _, kept = get_cache(cache).merge_match_into_notebook(nbformat.read(paths[0], as_version=4))
+    states = kept.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    assert 3 in [state["state"].get("value") for state in states]
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("2 / 1")]), paths[1])
+    assert carnets.fill_cache(cache)  # le premier n'est pas réexécuté
+    printed = capsys.readouterr().out
+    assert "faux.ipynb : exécuté" in printed
+    assert "sain" not in printed
+    assert paths[0].read_bytes() == before
+
+
 @every_course_notebook
-def test_copies_are_empty_and_never_overwrite(carnets, path, tmp_path):
+def test_copies_are_empty_and_never_overwrite(path, tmp_path):
     assert carnets.copy_for_exercises(path, tmp_path)
     copy = nbformat.read(tmp_path / path.name, as_version=4)
     assert all(not cell.outputs for _, cell in code_cells(copy))
     assert not any("remove-cell" in tags(cell) for cell in copy.cells)
     for target, _ in links(ROOT / "exercices" / path.name, markdown(copy)):
         assert target.is_file() or target.parent.name == "exercices", target
+    assert copy.cells[0].source.startswith("# ")
+    assert copy.cells[1].source == carnets.PROGRESS
     (tmp_path / path.name).write_text("mon travail", encoding="utf-8")
     assert not carnets.copy_for_exercises(path, tmp_path)
     assert (tmp_path / path.name).read_text(encoding="utf-8") == "mon travail"
+
+
+def test_making_copies_begins_a_progress_file_once(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "exercices"
+    monkeypatch.setattr(carnets, "COPIES", folder)
+    monkeypatch.setattr(carnets.copy_for_exercises, "__defaults__", (folder,))
+    monkeypatch.setattr(carnets.start_progress, "__defaults__", (folder,))
+    assert carnets.main(["exercices"]) == 0
+    assert "progression.json : commencée" in capsys.readouterr().out
+    begun = sorted(path.name for path in folder.glob("*.*") if not path.name.startswith("."))
+    assert begun == sorted([*(path.name for path in (ROOT / "notebooks").glob("*.ipynb")), "progression.json"])
+    (folder / "progression.json").write_text("ma progression", encoding="utf-8")
+    assert carnets.main(["exercices"]) == 0
+    assert "progression.json : existe déjà" in capsys.readouterr().out
+    assert (folder / "progression.json").read_text(encoding="utf-8") == "ma progression"
 
 
 @every_notebook

@@ -4,9 +4,11 @@ import importlib
 import inspect
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from pybtex.database import parse_string
 
 import lrq
@@ -18,6 +20,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 from accessible import nest, repair  # noqa: E402
 from bibliographie import Style  # noqa: E402
+from description import LENGTH, describe, opening  # noqa: E402
 from francais import TRANSLATIONS, space, translate  # noqa: E402
 
 
@@ -54,7 +57,9 @@ def test_welcome_page_names_every_section_and_exercise():
         assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\.?\d)", welcome), number
 
 
-@pytest.mark.parametrize("name", ["README.md", "book/index.md", "book/architecture.md", "LICENCES.md"])
+@pytest.mark.parametrize(
+    "name", [*(path.name for path in ROOT.glob("*.md")), "book/index.md", "book/architecture.md"], ids=str
+)
 def test_files_that_the_pages_name_exist(name):
     names = re.findall(r"`((?:lrq|book|tests|notebooks)/[\w./-]*)`", page(name))
     names += [
@@ -69,13 +74,42 @@ def test_files_that_the_pages_name_exist(name):
 
 def test_makefile_targets_named_by_the_pages_exist():
     targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
-    for name in ("README.md", "book/index.md", "book/architecture.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "book/index.md", "book/architecture.md"):
         assert set(re.findall(r"`make ([a-z]+)", page(name))) <= targets
 
 
 def test_torch_version_is_the_same_everywhere():
     pinned = re.search(r"^torch==(\S+)$", page("requirements.txt"), re.MULTILINE)[1]
     assert f"torch=={pinned}" in page("README.md")
+
+
+def test_version_is_the_same_everywhere():
+    """Celle du paquet est dans lrq/version.py, que lit pyproject.toml ; CITATION et le journal la suivent."""
+    project = tomllib.loads(page("pyproject.toml"))
+    assert "version" in project["project"]["dynamic"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lrq.version.__version__"}
+    citation = yaml.safe_load(page("CITATION.cff"))
+    released = re.findall(r"^## \[([\d.]+)\] - (\d{4}-\d\d-\d\d)$", page("CHANGELOG.md"), re.MULTILINE)
+    assert released[0] == (lrq.__version__, str(citation["date-released"]))
+    assert str(citation["version"]) == lrq.__version__
+    assert [when for _, when in released] == sorted((when for _, when in released), reverse=True)
+
+
+def test_the_wheel_carries_every_file_of_the_package():
+    """Tables, phrases, poids, modules JavaScript : un fichier d'un genre nouveau doit être annoncé à setuptools."""
+    patterns = tomllib.loads(page("pyproject.toml"))["tool"]["setuptools"]["package-data"]["lrq"]
+    package = ROOT / "lrq"
+    files = {path for path in package.rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
+    assert files - {path for pattern in patterns for path in package.glob(pattern)} == set()
+    assert all(any(package.glob(pattern)) for pattern in patterns), "un motif ne désigne plus rien"
+
+
+def test_citation_is_that_of_the_book():
+    citation, book = yaml.safe_load(page("CITATION.cff")), yaml.safe_load(page("_config.yml"))
+    assert citation["authors"] == [{"name": book["author"]}]
+    assert citation["license"] == tomllib.loads(page("pyproject.toml"))["project"]["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # ce que le format exige
+    assert "://" not in page("CITATION.cff"), "aucune adresse inventée"
 
 
 def test_requirements_are_exact():
@@ -162,3 +196,16 @@ def test_list_of_modules_nests():
     broken = "<ul><li>a</li>\n<li>b</li>\n<ul><li>b.c</li>\n</ul><li>d</li>\n</ul>\n"
     assert nest(broken) == "<ul><li>a</li>\n<li>b\n<ul><li>b.c</li>\n</ul></li><li>d</li>\n</ul>\n"
     assert nest("<ul><li>a</li>\n</ul>") == "<ul><li>a</li>\n</ul>"
+
+
+def test_descriptions_hold_whole_sentences():
+    assert opening("Un rang.\nUne énergie ! Et \\(W = U V^\\top\\).") == "Un rang. Une énergie !"
+    long = opening("mot " * 200)
+    assert long.endswith("mot…")
+    assert len(long) <= LENGTH
+    assert opening("Le rang de \\times deux.") == "Le rang de deux…"
+
+
+def test_pages_without_a_text_are_described_too():
+    described = describe("<code>lrq.svd</code> &amp; co", None, "Un livre")
+    assert described == "lrq.svd & co, une page du livre «\u00a0Un livre\u00a0»."

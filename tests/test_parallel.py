@@ -19,6 +19,7 @@ from torch import nn
 from lrq import (
     BudgetCompression,
     CompressionCache,
+    CompressionPipeline,
     GPTQCompression,
     LoRACompression,
     ParallelCompression,
@@ -110,6 +111,20 @@ def test_any_number_of_workers_gives_the_same_network(make, network, loader, tok
         identical(alone, results[0])
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_methods_follow_each_other(cached, network, loader, tokens, tmp_path):  # noqa: F811
+    alone, shared = ([SVDCompression({"rank": 6}), PTQCompression({"bits": 6})] for _ in range(2))
+    alone, shared = CompressionPipeline(alone), CompressionPipeline(shared)
+    before, expected = picture(network), alone.compress(network, loader, [tokens])
+    tool = ParallelCompression(CompressionCache(tmp_path) if cached else None)
+    for _ in range(1 + cached):
+        found = tool.compress_parallel(network, shared, 2, iter(loader), [tokens])
+        assert [line[:5] for line in lines(shared.report)] == [line[:5] for line in lines(alone.report)]
+        torch.testing.assert_close(found(tokens), expected(tokens))
+        assert shared.report.output_error == pytest.approx(alone.report.output_error)
+    untouched(network, before)
+
+
 def test_layers_come_back_in_order(numbered, watched):
     make, done, _ = watched
     method = make()
@@ -147,7 +162,7 @@ def test_a_refusal_comes_back_with_its_layer(workers, network):  # noqa: F811
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((None,), TypeError, "compression_method : reçu NoneType, attendu une CompressionMethod"),
+        ((None,), TypeError, "compression_method : reçu NoneType, attendu CompressionMethod ou"),
         ((SVDCompression(), 0), ValueError, "num_workers : reçu 0, attendu un entier ≥ 1"),
         ((SVDCompression(), -1), ValueError, "num_workers : reçu -1"),
         ((SVDCompression(), 2.0), TypeError, "num_workers : reçu 2.0"),

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
+import preuves as module  # noqa: E402
 from preuves import missing, nombres, preuves, uncovered  # noqa: E402
 
 FOUND = (ROOT / "notebooks").glob("**/*.ipynb")
@@ -208,6 +209,27 @@ for r in (1, 2):
 """
     path = write(tmp_path, "Reste sous 3.", (source, "remove-cell"))
     assert [(p.phrase, p.condition) for p in preuves(path)] == [("sous 3", "r < 3")]
+
+
+# --- Les pages qui ne sont pas des carnets ---
+
+
+def test_a_page_is_proved_by_the_test_of_its_name(tmp_path, monkeypatch):
+    page, tests = tmp_path / "Une-page.md", tmp_path / "test_prose.py"
+    page.write_text("# Le rang 8\n\nIl vaut 8, et la taille 384 (CC BY 4.0, en 1 h 30).", encoding="utf-8")
+    monkeypatch.setattr(module, "PROSE", tests)
+    assert preuves(page) == []  # aucun fichier de preuves
+    tests.write_text(
+        "def test_autre():\n    assert n == 384, 'la taille 384'\n\n\n"
+        "def test_une_page():\n    r = rang()\n    assert r == 8, 'Le rang 8'\n    assert r == 8, 'vaut 9'\n",
+        encoding="utf-8",
+    )
+    assert [(p.phrase, p.condition, p.anchor) for p in preuves(page)] == [
+        ("Le rang 8", "r == 8", "le-rang-8"),
+        ("vaut 9", "r == 8", "le-rang-8"),
+    ]
+    assert [p.phrase for p in missing(page)] == ["vaut 9"]
+    assert [n.text for n in uncovered(page)] == ["8", "384"]
 
 
 # --- Les carnets du livre ---

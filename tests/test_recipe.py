@@ -178,6 +178,8 @@ def test_a_quantizer_is_its_recipe(quantizer, randn):
 def test_new_arguments_refuse_in_french():
     with pytest.raises(ValueError, match=r"^quantizer : reçu .*, attendu une grille symétrique et signée"):
         QuantizedLowRankLinear(N, M, R, quantizer=AFFINE)
+    with pytest.raises(ValueError, match=r"^quantizer : reçu .*, attendu une grille symétrique et signée"):
+        QuantizedLowRankLinear.from_weight_matrix(torch.ones(M, N), R, quantizer=AFFINE)
     with pytest.raises(ValueError, match=r"^quantizer : reçu 3, attendu un seul, ou 2"):
         QuantizedTTLinear(IN, OUT, 2, quantizer=[CENTILES] * 3)
     with pytest.raises(ValueError, match=r"^rank : reçu \[2, 2\], attendu un entier, ou 1"):

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DICTIONARY = Path(__file__).with_name("dictionnaire.txt")
-PAGES = [ROOT / "README.md", *ROOT.glob("book/*.md")]
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *ROOT.glob("book/*.md")]
 NOTEBOOKS = [path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts]
 MODULES = [*ROOT.glob("lrq/**/*.py")]
 
@@ -27,7 +27,9 @@ ELISION = re.compile(r"^(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|quoiqu)'", re.IGNOR
 
 # Ce qui n'est pas de la prose, dans l'ordre où on l'ôte.
 NOT_PROSE = [
-    re.compile(r"(?ms)^(?P<fence>[`~]{3,})\{(?:math|bibliography|eval-rst|code|code-block|preuves)\b.*?^(?P=fence)"),
+    re.compile(
+        r"(?ms)^(?P<fence>[`~]{3,})\{(?:math|bibliography|eval-rst|code|code-block|preuves|etages)\b.*?^(?P=fence)"
+    ),
     re.compile(r"(?ms)^ *(?P<fence>[`~]{3,})(?!\{)[^\n]*\n.*?^ *(?P=fence)"),
     re.compile(r"(?s)<!--.*?-->|<(code|pre|kbd)\b.*?</\1>|<[^<>]+>"),
     re.compile(r"(?s)\$\$.*?\$\$|(?<!\\)\$[^$]+\$"),

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from sklearn.decomposition import TruncatedSVD
 
+import lrq
 from lrq import balanced_factors, truncated_svd
 from lrq.svd import share_singular_values
 
@@ -177,6 +178,54 @@ def test_the_input_and_the_global_generator_are_left_alone(randn):
     assert torch.equal(W, copy)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(t.requires_grad for t in factors)
+
+
+def test_a_decomposition_that_the_dtype_cannot_hold_is_refused(randn):
+    W = torch.full((40, 40), 3e4, dtype=torch.float16) + randn(40, 40).half()  # σ₁ = 1,2e6, et 65504 en float16
+    said = r"^{} : sa décomposition va jusqu'à \d\S+, que torch\.float16 ne peut garder"
+    linear = torch.nn.Linear(40, 40, dtype=torch.float16)
+    linear.weight.data = W
+    for refused in (
+        lambda: truncated_svd(W, 3),
+        lambda: lrq.approximate_svd_large(W, 3),
+        lambda: lrq.adaptive_svd(W, 0.5),
+        lambda: lrq.activation_aware_svd(W, 3, randn(50, 40)),
+        lambda: lrq.TruncatedSVDLinear.from_linear(linear, 3),
+    ):
+        with pytest.raises(ValueError, match=said.format("W")):
+            refused()
+    for refused in (lambda: lrq.tt_svd(W.view(4, 10, 40), 99), lambda: lrq.tucker(W.view(4, 10, 40), 9)):
+        with pytest.raises(ValueError, match=said.format("T")):
+            refused()
+    cores = [W[None], W[:, :, None]]
+    for refused in (lambda: lrq.tt_orthogonalize(cores, 1), lambda: lrq.tt_round(cores, 3)):
+        with pytest.raises(ValueError, match=said.format("cores")):
+            refused()
+    assert float(truncated_svd(W.float(), 3)[1][0]) == pytest.approx(1.2e6, rel=1e-3)
+    assert lrq.CompactSVDLinear.from_linear(linear, 3).reconstruction_error(W) < 1e-3  # √σ₁, lui, tient
+    with pytest.raises(ValueError, match="à une autre échelle"):
+        truncated_svd(torch.full((9, 9), 1e308, dtype=torch.float64), 1)
+
+
+@pytest.mark.parametrize("power", [-700, -300, 300, 600])
+def test_no_error_depends_on_the_scale(power, randn):
+    W, x = randn(6, 8, dtype=torch.float64), randn(5, 8, dtype=torch.float64)
+    scale, linear = 2.0**power, torch.nn.Linear(8, 6, bias=False, dtype=torch.float64)
+
+    def errors(factor):  # les carrés de 2^600 débordent de float64, ceux de 2^−700 s'y annulent
+        linear.weight.data = W * factor
+        layer = lrq.FactorizedLinear.from_linear(linear, 2)
+        yield layer.reconstruction_error(linear.weight)
+        yield lrq.UniformQuantizer(4).quantization_error(linear.weight)
+        yield lrq.compare_factorized_vs_standard(8, 6, 2, 5, linear)["error"]
+        cores = lrq.tt_svd((W * factor).view(2, 3, 2, 4), error=0.5)
+        yield from lrq.tt_ranks(cores)
+        yield from lrq.tt_ranks(lrq.tt_round(cores, error=0.6))
+        method = lrq.SVDCompression({"rank": 2})
+        method.compress(torch.nn.Sequential(linear), None, [x])
+        yield method.report.output_error
+
+    assert list(errors(scale)) == pytest.approx(list(errors(1.0)), rel=1e-9)
 
 
 @pytest.mark.parametrize("function", [truncated_svd, balanced_factors])

@@ -144,6 +144,17 @@ def test_a_null_tensor_stays_null(iterations, dtype):
     assert all(t.isfinite().all() for t in (core, *factors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [-100, -40, 40, 100])
+@pytest.mark.filterwarnings("error")
+def test_neither_tiny_nor_huge_tensors_overflow(power, dtype, randn):
+    T, ranks = randn(4, 3, 5, dtype=dtype), (2, 2, 3)
+    core, factors = tucker(T, ranks)
+    scaled, others = tucker(T * 2.0**power, ranks)  # les carrés de 2^±100 sortent de float32
+    assert torch.equal(scaled, core * 2.0**power)
+    assert all(torch.equal(*pair) for pair in zip(factors, others, strict=True))
+
+
 def test_nothing_is_drawn_nor_changed(randn):
     T = randn(4, 5, 3).requires_grad_()
     kept, before, state = T.detach().clone(), torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ TRANSLATIONS = {
     "<title>Recherche - ": "<title>Recherche — ",
     "<title>Vue d&#39;ensemble : code du module": "<title>Code des modules",
     "© Copyright ": "© ",
+    # Les boutons du dépôt (depot.py) : le thème en laisse presque tous les mots en anglais.
+    'title="Source repositories"': 'title="Le dépôt du livre"',
+    'aria-label="Source repositories"': 'aria-label="Le dépôt du livre"',
+    'title="Launch interactive content"': 'title="Ouvrir ce carnet en ligne"',
+    'aria-label="Launch interactive content"': 'aria-label="Ouvrir ce carnet en ligne"',
+    "Launch on": "Ouvrir dans",
+    "Suggest edit": "Modifier la page",
+    "Open issue": "Signaler un problème",
+    "Ouvrez un problème": "Signaler un problème",
+    '<span class="btn__text-container">Repository</span>': '<span class="btn__text-container">Dépôt</span>',
+    "title=Issue%20on%20page%20%2F": "title=Page%20",
+    "&body=Your%20issue%20content%20here.": "",
     "'Copié !'": "'Copié\N{NARROW NO-BREAK SPACE}!'",
     "'Copier dans le presse-papier'": "'Copier dans le presse-papiers'",
 }
@@ -60,7 +72,7 @@ def _translate_build(app: Any, exception: Exception | None) -> None:
 # --- Les espaces ---
 
 NBSP, NARROW = "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"
-SPACES = [
+SPACES: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"[ \n](?=[;:!?%»](?!\w))"), NBSP),
     (re.compile(r"(?<=«)[ \n]"), NBSP),
     (re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?!\.?\d)"), lambda found: found[0].replace(" ", NARROW)),

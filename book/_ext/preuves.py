@@ -4,6 +4,9 @@ Convention : une cellule de code marquée `remove-cell` contient des instruction
 `assert <condition>, "<phrase>"`, où la phrase est un extrait exact de la prose Markdown du carnet (aux blancs
 près ; l'emphase peut y être écrite ou omise). Un `assert` sans phrase vérifie sans rien prouver au lecteur.
 
+Une page qui n'est pas un carnet suit la même convention : ses `assert` sont dans la fonction de `tests/test_prose.py`
+qui porte son nom, `test_glossaire` pour `book/glossaire.md`.
+
 Ce module a deux lecteurs : les tests (`preuves`, `nombres`, `missing`, `uncovered`) et Sphinx, à qui il donne
 la directive `{preuves}`.
 """
@@ -29,6 +32,7 @@ from myst_parser.parsers.mdit import create_md_parser
 from sphinx.util.docutils import SphinxDirective
 
 TAG = "remove-cell"
+PROSE = Path(__file__).parents[2] / "tests" / "test_prose.py"  # les preuves des pages qui ne sont pas des carnets
 
 # Les extensions de `_config.yml` : le carnet doit être lu ici comme il l'est par le livre.
 MYST_EXTENSIONS = {"amsmath", "attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath"}
@@ -70,6 +74,8 @@ EXCLUDED = [
     re.compile(r"(?<![0-9.,])(?:9\.6|11\.[0-5]|12\.3)(?:\.[0-9]+)?(?![0-9]|[.,][0-9]| ?%)"),
     # « Eckart et Young (1936) », « (Hu et al., 2022) », « ICLR 2022 »
     re.compile(rf"(?:\b[A-ZÉÈ][a-zà-ÿ]+|\bal\.),? \(?{_YEAR}(?= ?[),.;:]|$)"),
+    # « CC BY 4.0 », « Apache 2.0 » ; « 1 h 30 », une durée que l'on propose
+    re.compile(r"\b(?:CC BY|CC0|Apache) [0-9]\.0\b|\b[0-9]+ h(?: [0-9]{2})?\b"),
     re.compile(rf"\b(?:AISTATS|CVPR|EMNLP|EUSIPCO|ICLR|ICML|NeurIPS) {_YEAR}\b"),
 ]
 HEADING_NUMBER = re.compile(r"^[0-9]+(?:\.[0-9]+)*\.?(?= )")
@@ -152,7 +158,8 @@ class Block:
 
 
 @cache
-def _parser() -> MarkdownIt:
+def parser() -> MarkdownIt:
+    """L'analyseur du Markdown, réglé comme celui du livre."""
     return create_md_parser(MdParserConfig(enable_extensions=MYST_EXTENSIONS), RendererHTML)
 
 
@@ -205,7 +212,7 @@ class _Reader:
     def _text(self, source: str) -> None:
         """Un texte en ligne hors paragraphe : le titre d'une directive."""
         block = Block(self.cell, self.anchor)
-        for token in _parser().parseInline(source):
+        for token in parser().parseInline(source):
             _add_inline(block, token.children or [])
         self.blocks.append(block.close())
 
@@ -222,7 +229,7 @@ class _Reader:
     def read(self, source: str) -> None:
         """Lit le Markdown d'une cellule ou d'une directive."""
         previous = ""
-        for token in _parser().parse(source):
+        for token in parser().parse(source):
             if token.type == "tr_open":
                 self.row = Block(self.cell, self.anchor)
             elif token.type == "tr_close" and self.row is not None:
@@ -252,9 +259,22 @@ class _Reader:
             previous = token.type
 
 
-def _cells(path: Path | str) -> list[dict[str, Any]]:
+def cells_of(path: Path | str) -> list[dict[str, Any]]:
+    """Les cellules d'un carnet, leur source d'un seul tenant ; une page est une cellule, suivie de sa preuve."""
+    if Path(path).suffix == ".md":
+        prose = {"cell_type": "markdown", "source": Path(path).read_text(encoding="utf-8")}
+        proof = {"cell_type": "code", "source": _proof_of_page(Path(path)), "metadata": {"tags": [TAG]}}
+        return [prose, proof]
     cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
     return [{**cell, "source": "".join(cell["source"])} for cell in cells]
+
+
+def _proof_of_page(path: Path) -> str:
+    """La fonction de `PROSE` qui porte le nom de la page, ou rien."""
+    source = PROSE.read_text(encoding="utf-8") if PROSE.exists() else ""
+    name = f"test_{re.sub(r'[^a-z0-9]', '_', path.stem.lower())}"
+    functions = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return next((ast.get_source_segment(source, node) or "" for node in functions), "")
 
 
 def _is_hidden(cell: dict[str, Any]) -> bool:
@@ -263,7 +283,7 @@ def _is_hidden(cell: dict[str, Any]) -> bool:
 
 def _read(path: Path | str) -> _Reader:
     reader = _Reader()
-    for index, cell in enumerate(_cells(path)):
+    for index, cell in enumerate(cells_of(path)):
         reader.cell = index
         if cell["cell_type"] == "markdown" and not _is_hidden(cell):
             reader.read(cell["source"])
@@ -276,20 +296,27 @@ def _read(path: Path | str) -> _Reader:
 def plain(phrase: str) -> str:
     """La phrase telle que la prose la rend : blancs réduits, emphase et cibles de liens ôtées."""
     block = Block(0, "")
-    for token in _parser().parseInline(phrase):
+    for token in parser().parseInline(phrase):
         _add_inline(block, token.children or [])
     return block.close().text
 
 
 def preuves(path: Path | str) -> list[Preuve]:
-    """Les phrases prouvées d'un carnet, dans l'ordre des `assert`.
+    """Les phrases prouvées d'un carnet ou d'une page, dans l'ordre des `assert`.
 
     L'ancre est l'identifiant du titre qui précède la phrase (à défaut, la cellule). Une cellule illisible
     lève `SyntaxError`.
     """
+    written = (file.read_text(encoding="utf-8") for file in (Path(path), PROSE) if file.exists())
+    return [*_preuves(Path(path), *written)]
+
+
+@cache
+def _preuves(path: Path, *_written: str) -> list[Preuve]:
+    """Celles d'un fichier, tel qu'il est écrit : plusieurs pages du livre les demandent."""
     reader = _read(path)
     found = []
-    for index, cell in enumerate(_cells(path)):
+    for index, cell in enumerate(cells_of(path)):
         if cell["cell_type"] != "code" or not _is_hidden(cell):
             continue
         # Les commandes d'IPython ne sont pas du Python : une ligne vide garde les numéros de ligne.
@@ -342,12 +369,13 @@ def _skeleton(text: str) -> str:
     return f" {' '.join(words)} "
 
 
-def _is_notebook(env: Any, docname: str) -> bool:
-    return str(env.doc2path(docname)).endswith(".ipynb")
+def _is_page(env: Any, docname: str) -> bool:
+    """Vrai d'une page qui n'est pas un carnet."""
+    return not str(env.doc2path(docname)).endswith(".ipynb")
 
 
 class PreuvesDirective(SphinxDirective):
-    """`{preuves}` : un tableau par carnet ; l'argument facultatif est un motif (`notebooks/11_00*`)."""
+    """`{preuves}` : un tableau par carnet, puis par page ; l'argument facultatif est un motif (`notebooks/11_00*`)."""
 
     optional_arguments = 1
     final_argument_whitespace = False
@@ -357,9 +385,10 @@ class PreuvesDirective(SphinxDirective):
         pattern = self.arguments[0] if self.arguments else "*"
         env: Any = self.env
         env.preuves_pages.add(env.docname)
+        self.env.note_dependency(str(PROSE))
         tables = []
-        for docname in sorted(self.env.found_docs):
-            if not fnmatch(docname, pattern) or not _is_notebook(self.env, docname):
+        for docname in sorted(self.env.found_docs, key=lambda name: (_is_page(self.env, name), name)):
+            if not fnmatch(docname, pattern):
                 continue
             path = self.env.doc2path(docname)
             self.env.note_dependency(str(path))
@@ -400,13 +429,14 @@ def _init_env(app: Any) -> None:
 def _place_anchors(app: Any, doctree: nodes.document) -> None:
     """Pose un identifiant sur le paragraphe qui porte chaque phrase prouvée."""
     env = app.env
-    if not _is_notebook(env, env.docname):
+    proofs = preuves(env.doc2path(env.docname))
+    if not proofs:
         return
     places = [(_skeleton(n.astext()), n) for n in doctree.findall(nodes.TextElement) if _can_hold(n)]
     places += [(_skeleton(row.astext()), row) for row in doctree.findall(nodes.row)]
     known = {i for section in doctree.findall(nodes.section) for i in section["ids"]}
     anchors = []
-    for index, proof in enumerate(preuves(env.doc2path(env.docname)), start=1):
+    for index, proof in enumerate(proofs, start=1):
         words = _skeleton(plain(proof.phrase))
         node = next((node for text, node in places if words in text), None)
         if node is None:

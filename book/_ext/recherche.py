@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from sphinx.search.fr import SearchFrench
@@ -17,10 +19,17 @@ from sphinx.search.fr import SearchFrench
 LIGATURES = str.maketrans({"œ": "oe", "æ": "ae", "Œ": "OE", "Æ": "AE"})
 
 
+@cache
 def fold(text: str) -> str:
     """Le texte sans accents ni ligatures ; la fonction `fold` de recherche.js doit lui rester égale."""
     letters = unicodedata.normalize("NFD", text.translate(LIGATURES))
     return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+@cache
+def root_of(word: str, stem: Callable[[str], str]) -> str:
+    """La racine que `stem` donne du mot, sans accents ; celle de « singulieres » est d'abord « singulier »."""
+    return re.sub("ier$", "i", fold(stem(word)))
 
 
 class SearchFolded(SearchFrench):
@@ -36,11 +45,8 @@ class SearchFolded(SearchFrench):
         return super().word_filter(fold(word.lower()))
 
     def stem(self, word: str) -> str:
-        """La racine du mot, sans accents ; le mot entier si elle est un mot vide, comme « sur » pour « sûrement ».
-
-        La racine de « singulieres » est « singulier » pour le français de Sphinx.
-        """
-        root = re.sub("ier$", "i", fold(super().stem(word)))
+        """La racine du mot, sans accents ; le mot entier si elle est un mot vide, comme « sur » pour « sûrement »."""
+        root = root_of(word, super().stem)
         return root if self.word_filter(root) else fold(word)
 
 

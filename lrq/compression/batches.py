@@ -1,6 +1,7 @@
 """Faire passer des lots dans un réseau, de quelque forme qu'ils soient."""
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import evaluating
+from ..svd import norm, relative
 
 LABELS = ("labels", "label", "label_ids", "return_loss")
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -118,7 +120,7 @@ def output_error(model: nn.Module, other: nn.Module, loader: Any, name: str = "v
     with torch.no_grad(), evaluating(model), evaluating(other):
         for count, batch in enumerate(check_batches(loader, name), start=1):
             y, found = (first_tensor(run_batch(net, batch, name, count - 1)).double() for net in (model, other))
-            wrong, total = wrong + float((y - found).square().sum()), total + float(y.square().sum())
+            wrong, total = math.hypot(wrong, norm(y - found)), math.hypot(total, norm(y))
     if count == 0:
         raise ValueError(f"{name} : aucun lot, attendu au moins un.")
-    return (wrong / total) ** 0.5 if total else 0.0 if wrong == 0 else float("inf")
+    return relative(wrong, total)

@@ -98,13 +98,25 @@ class BudgetCompression(GPTQCompression):
         self.spend(tasks, self.options(model, tasks, batches))
 
     def options(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, list[Option]]:
-        """Pour chaque réglage de chaque couche, ses octets et ce qu'il coûterait aux sorties, au carré."""
+        """Pour chaque réglage de chaque couche, ses octets et ce qu'il coûterait aux sorties, au carré.
+
+        Parameters
+        ----------
+        model : nn.Module
+        tasks : list[Task]
+            Leur ``seen`` déjà rempli par GPTQ.
+        batches : list, les lots de calibration
+
+        Returns
+        -------
+        dict nom de couche → list de (octets, perte), dans l'ordre de :meth:`settings`
+        """
         costs = self.sensitivities(model, tasks, batches)
         local = {task.names[0]: self.losses(task) for task in tasks if not task.note}
         return {name: [(size, loss * costs[name]) for size, loss in found] for name, found in local.items()}
 
     def spend(self, tasks: list[Task], options: dict[str, list[Option]]) -> None:
-        """Répartit le budget, et range dans chaque tâche ce qu'elle reçoit."""
+        """Répartit le budget entre les `options`, et range dans chacune des `tasks` ce qu'elle reçoit."""
         if not options:  # toutes les couches ont été laissées
             self.predicted_error = 0.0
             return
@@ -117,7 +129,7 @@ class BudgetCompression(GPTQCompression):
                 task.seen = [Choice(bits, rank, heard) for heard in seen]
 
     def settings(self, task: Task) -> list[tuple[int, int]]:
-        """Les (bits, rang) possibles d'une couche ; un plongement n'a pas de résidu."""
+        """Les (bits, rang) possibles de la couche de `task` ; un plongement n'a pas de résidu."""
         shape = dense_weight(task.layer).shape
         ranks = {min(rank, *shape) for rank in self.config["rank_choices"]}
         return [
@@ -127,7 +139,7 @@ class BudgetCompression(GPTQCompression):
         ]
 
     def losses(self, task: Task) -> list[Option]:
-        """Pour chaque réglage, les octets de la couche et le carré de son erreur locale, résidu compris."""
+        """Pour chaque réglage de la couche de `task`, ses octets et le carré de son erreur locale, résidu compris."""
         layer, seen, W = task.layer, task.heard(0), dense_weight(task.layer)
         biases = stored_bytes(task.layers) - W.nbytes
         settings, found = self.settings(task), []
@@ -139,7 +151,7 @@ class BudgetCompression(GPTQCompression):
         return found
 
     def residual_bytes(self, W: Tensor, rank: int) -> int:
-        """Ce que pèse un résidu de ce rang."""
+        """Les octets d'un résidu de rang `rank` des poids `W`."""
         if rank == 0:
             return 0
         m, n = W.shape
@@ -148,7 +160,12 @@ class BudgetCompression(GPTQCompression):
 
     @torch.no_grad()
     def sensitivities(self, model: nn.Module, tasks: list[Task], batches: list[Any]) -> dict[str, float]:
-        """Par couche arrondie seule, le carré de l'erreur des sorties sur celui de son erreur locale."""
+        """Par couche arrondie seule, le carré de l'erreur des sorties sur celui de son erreur locale.
+
+        Parameters
+        ----------
+        model, tasks, batches : comme pour :meth:`options`
+        """
         probed = copy.deepcopy(model)
         few = list(islice(batches, self.config["probe_batches"]))
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..version import __version__
 from .method import CompressionMethod, Result, Task
 
-FORMAT = 1  # à augmenter si ce qui est rangé change
+FORMAT = 2  # à augmenter si ce qui est rangé change
 
 
 class CompressionCache:
@@ -47,7 +47,7 @@ class CompressionCache:
         self.memory.clear(warn=False)
 
     def get(self, key: str) -> Result | None:
-        """Ce qui est rangé sous une clé, ou None si rien ne l'est, ou que l'entrée ne se relit pas."""
+        """Ce qui est rangé sous la clé `key`, ou None si rien ne l'est, ou que l'entrée ne se relit pas."""
         stored = self._stored()
         if not stored.check_call_in_cache(key):
             return None
@@ -61,7 +61,7 @@ class CompressionCache:
         return found
 
     def run(self, key: str, method: CompressionMethod, task: Task) -> Result:
-        """Le travail d'une couche, fait et rangé, ou relu s'il est déjà là."""
+        """Ce que rend ``method.run(task)``, fait et rangé sous la clé `key`, ou relu s'il est déjà là."""
         return self._stored()(key, method, task)
 
     def _stored(self) -> Any:

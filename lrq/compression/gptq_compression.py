@@ -48,6 +48,7 @@ class GPTQCompression(CompressionMethod):
 
     @property
     def kinds(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
+        """Les sortes de couches traitées : celles que veut la configuration."""
         return (nn.Linear, nn.Embedding) if self.config["embeddings"] else (nn.Linear,)
 
     def validate_config(self) -> None:
@@ -69,7 +70,7 @@ class GPTQCompression(CompressionMethod):
         observe_moments(self, model, tasks, train_loader)
 
     def quantizer(self, width: int, bits: int | None = None) -> UniformQuantizer:
-        """La grille d'une couche de cette largeur ; ses bits sont ceux de la configuration si l'on n'en donne pas."""
+        """La grille d'une couche de largeur `width`, sur `bits` bits, ou ceux de la configuration."""
         size, symmetric = self.config["group_size"], self.config["symmetric"]
         granularity: Granularity = PerGroup(size) if size is not None and width % size == 0 else PerChannel(0)
         return UniformQuantizer(
@@ -82,7 +83,7 @@ class GPTQCompression(CompressionMethod):
         )
 
     def rounded(self, layer: nn.Module, seen: Seen, bits: int | None = None) -> QuantizedTensor:
-        """Les poids de la couche, quantifiés : au plus près si l'on ne donne pas ce qu'elle a vu."""
+        """Les poids de `layer`, quantifiés sur `bits` bits : au plus près si `seen` ne dit pas ce qu'elle a vu."""
         W = dense_weight(layer)
         quantizer = self.quantizer(W.shape[1], bits)
         if seen is None or self.config["rounding"] == "nearest":
@@ -104,7 +105,7 @@ class GPTQCompression(CompressionMethod):
         return self.assemble(layer, seen, self.config["bits"], self.config["residual_rank"])
 
     def assemble(self, layer: nn.Module, seen: Seen, bits: int, rank: int) -> nn.Module:
-        """La couche sur tant de bits, plus un résidu de ce rang."""
+        """`layer` sur `bits` bits, arrondie selon `seen`, plus un résidu de rang `rank`."""
         if isinstance(layer, nn.Embedding):
             return QuantizedEmbedding.from_embedding(layer, quantizer=self.quantizer(layer.embedding_dim, bits))
         W = check_linear(layer, "layer").weight.detach()

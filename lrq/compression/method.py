@@ -9,6 +9,7 @@ import copy
 import difflib
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -143,8 +144,9 @@ class CompressionMethod(ABC):
         """
         found = dict(compressible(model, self.kinds))
         if not found:
-            kinds = ", ".join(kind.__name__ for kind in self.kinds)
-            raise ValueError(f"model : {type(model).__name__} n'a aucune couche à comprimer ({kinds}).")
+            kinds, others = ", ".join(kind.__name__ for kind in self.kinds), unknown_kinds(model)
+            hint = f" Il y a {others}, que lrq ne connaît pas." if others else ""
+            raise ValueError(f"model : {type(model).__name__} n'a aucune couche à comprimer ({kinds}).{hint}")
         for key in ("layers", "exclude"):
             for pattern in self.config[key] or ():
                 if not any(fnmatchcase(name, pattern) for name in found):
@@ -166,13 +168,13 @@ class CompressionMethod(ABC):
         return list(tasks.values())
 
     def wants(self, name: str) -> bool:
-        """Vrai si les motifs retiennent ce nom."""
+        """Vrai si les motifs retiennent la couche `name`."""
         layers = self.config["layers"]
         kept = layers is None or any(fnmatchcase(name, pattern) for pattern in layers)
         return kept and not any(fnmatchcase(name, pattern) for pattern in self.config["exclude"])
 
     def obstacle(self, model: nn.Module, task: Task) -> str:
-        """Ce qui oblige à laisser une couche telle quelle, ou rien."""
+        """Ce qui oblige à laisser telle quelle la couche de `task`, dans `model`, ou un texte vide."""
         for name in task.names:
             for above, module in model.named_modules():
                 if isinstance(module, READ_WITHOUT_CALLING) and inside(name, above):
@@ -185,15 +187,26 @@ class CompressionMethod(ABC):
         return ""
 
     def names_of_layers(self, model: nn.Module, task: Task) -> list[str]:
-        """Un nom par couche de la tâche."""
+        """Un nom, dans `model`, par couche de `task`."""
         return [next(name for name in task.names if model.get_submodule(name) is layer) for layer in task.layers]
 
     def observe(self, model: nn.Module, tasks: list[Task], train_loader: Any) -> None:
-        """Fait passer les données et range dans chaque tâche ce que sa couche a vu ; rien à faire, par défaut."""
+        """Fait passer les données, et range dans chaque tâche ce que ses couches ont vu ; rien à faire, par défaut.
+
+        Parameters
+        ----------
+        model : nn.Module
+        tasks : list[Task]
+            Celles que rend :meth:`select` ; leur ``seen`` est rempli, un élément par couche.
+        train_loader : lots, ou None
+        """
         return
 
     def run(self, task: Task) -> Result:
-        """Comprime une couche, et mesure ce qu'elle y perd."""
+        """Ce que devient la couche de `task`, et la ligne du rapport qui dit ce qu'elle y perd.
+
+        Une tâche qui porte une note garde sa couche. L'erreur d'une couche refusée porte une note qui la nomme.
+        """
         if task.note:
             shape, dense = tuple(dense_weight(task.layer).shape), stored_bytes(task.layers)
             return Result(
@@ -215,10 +228,23 @@ class CompressionMethod(ABC):
 
     @abstractmethod
     def compress_layer(self, layer: nn.Module, seen: Any = None) -> nn.Module:
-        """La couche comprimée, qui ne partage rien avec `layer`, laissée intacte."""
+        """La couche comprimée, qui ne partage rien avec `layer`, laissée intacte.
+
+        Parameters
+        ----------
+        layer : nn.Module, d'une des sortes de `kinds`
+        seen : ce que :meth:`observe` a retenu de ses entrées, ou None
+        """
 
     def share(self, compressed: nn.Module, layer: nn.Module, seen: Any = None) -> nn.Module:
-        """Ce qui remplace `layer`, dont `compressed` tient déjà le poids : il n'est rangé qu'une fois."""
+        """Ce qui remplace `layer`, dont `compressed` tient déjà le poids : il n'est rangé qu'une fois.
+
+        Parameters
+        ----------
+        compressed : nn.Module, la première couche de la tâche, comprimée
+        layer : nn.Module, une autre de même poids
+        seen : ce que :meth:`observe` a retenu des entrées de celle-ci, ou None
+        """
         if isinstance(compressed, QuantizedResidualLinear):
             return QuantizedResidualLinear(self.share(compressed.base, layer), compressed.residual)  # type: ignore[arg-type]
         packed: Any = getattr(compressed, "packed", None)
@@ -238,7 +264,7 @@ class CompressionMethod(ABC):
         return twin
 
     def describe(self, task: Task, layers: Sequence[Any], seconds: float) -> LayerReport:
-        """La ligne du rapport."""
+        """La ligne du rapport : ce que sont devenues, en `seconds` secondes, les couches de `task` (`layers`)."""
         rank, bits = ranks_and_bits(layers[0])
         weight, asked = dense_weight(task.layer), self.config.get("rank", self.config.get("residual_rank"))
         clamped = rank is not None and asked is not None and not self.adapts_rank and least(rank) < asked
@@ -254,7 +280,7 @@ class CompressionMethod(ABC):
         return False
 
     def remark(self, layer: nn.Module, smaller: nn.Module) -> str:
-        """Ce que le rapport doit dire d'une couche, ou rien."""
+        """Ce que le rapport doit dire de `layer`, devenue `smaller`, ou un texte vide."""
         return ""
 
     # --- tout le réseau ---
@@ -291,26 +317,41 @@ class CompressionMethod(ABC):
     def finish(
         self, model: nn.Module, tasks: list[Task], results: list[Result], train_loader: Any, val_loader: Any
     ) -> nn.Module:
-        """Assemble la copie comprimée, et tient le rapport."""
+        """La copie comprimée, une fois le rapport tenu.
+
+        Parameters
+        ----------
+        model : nn.Module
+            L'original.
+        tasks, results : list[Task], list[Result]
+            Dans le même ordre.
+        train_loader, val_loader : lots, ou None
+            Comme pour :meth:`compress`.
+        """
         compressed = self.settle(rebuilt(model, tasks, results))
         report = CompressionReport(result.line for result in results)
+        report.unknown = unknown_kinds(model)
         if val_loader is not None:
             report.output_error = output_error(model, compressed, val_loader)
         self.report = report
         return compressed
 
     def settle(self, compressed: nn.Module) -> nn.Module:
-        """Ce qu'il reste à faire au réseau, ses couches une fois remplacées ; rien, par défaut."""
+        """Le réseau `compressed`, une fois fait ce qui lui reste à faire, ses couches remplacées ; rien, par défaut."""
         return compressed
 
     def watched(self, tasks: Collection[T]) -> Iterator[T]:
-        """Les tâches, ou autant d'autre chose, une barre de progression au-dessus si la configuration le veut."""
+        """Les éléments de `tasks`, une barre de progression au-dessus si la configuration le veut."""
         from tqdm.auto import tqdm
 
         return iter(tqdm(tasks, desc=type(self).__name__, unit="couche", disable=not self.config["progress"]))
 
     def get_compression_info(self, original_model: nn.Module, compressed_model: nn.Module) -> dict[str, Any]:
         """Ce que pèsent un réseau et sa version comprimée, tels qu'ils sont rangés.
+
+        Parameters
+        ----------
+        original_model, compressed_model : nn.Module
 
         Returns
         -------
@@ -386,6 +427,19 @@ def compressible(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterat
             yield name, module
         if isinstance(module, CompressedLayer | LoRALayer):
             closed.append(name)
+
+
+def unknown_kinds(model: nn.Module) -> str:
+    """Les modules qui tiennent eux-mêmes une matrice, et qui ne viennent ni de torch.nn ni de lrq : « 12 Conv1D ».
+
+    Ceux de GPT-2, par exemple, gardent la transposée de ce que garde une nn.Linear.
+    """
+    counts: Counter[str] = Counter()
+    for module in model.modules():
+        known = [base for base in type(module).__mro__ if base.__module__.partition(".")[0] in ("torch", "lrq")]
+        if known[0] is nn.Module and any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            counts[type(module).__name__] += 1
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def replace(model: nn.Module, task: Task, result: Result) -> nn.Module:

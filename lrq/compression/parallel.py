@@ -11,6 +11,7 @@ from ..validation import check_integer
 from .cache import CompressionCache, task_keys
 from .memory import check_method
 from .method import CompressionMethod, Result, Task
+from .pipeline import CompressionPipeline
 
 DEATHS = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker")  # de loky, puis de dask
 
@@ -26,6 +27,11 @@ class ParallelCompression:
     cache : CompressionCache, optionnel
         Ce qui y est n'est pas refait, et chaque couche y est rangée dès qu'elle est faite : après un arrêt, on
         recommence où l'on en était. Sur plusieurs machines, un dossier qu'elles partagent.
+
+    Raises
+    ------
+    TypeError
+        `cache` n'est pas une CompressionCache.
     """
 
     def __init__(self, cache: CompressionCache | None = None):
@@ -36,7 +42,7 @@ class ParallelCompression:
     def compress_parallel(
         self,
         model: nn.Module,
-        compression_method: CompressionMethod,
+        compression_method: CompressionMethod | CompressionPipeline,
         num_workers: int = 4,
         train_loader: Any = None,
         val_loader: Any = None,
@@ -47,7 +53,8 @@ class ParallelCompression:
         ----------
         model : nn.Module
             Laissé intact, quoi qu'il arrive.
-        compression_method : CompressionMethod
+        compression_method : CompressionMethod, ou CompressionPipeline
+            Les méthodes d'un enchaînement passent l'une après l'autre, chacune sur tous les ouvriers.
         num_workers : int
             Les couches traitées à la fois ; 1, dans ce processus.
         train_loader, val_loader : lots, optionnels
@@ -64,6 +71,13 @@ class ParallelCompression:
         RuntimeError
             Un ouvrier est mort : l'erreur nomme les couches qu'il tenait.
         """
+        if isinstance(compression_method, CompressionPipeline):
+            return compression_method.chain(
+                model,
+                train_loader,
+                val_loader,
+                lambda method, network, loader: self.compress_parallel(network, method, num_workers, loader),
+            )
         method, workers = check_method(compression_method), check_integer(num_workers, "num_workers")
         tasks = method.select(model)
         keys, loader = [""] * len(tasks), train_loader

@@ -57,6 +57,7 @@ class PTQCompression(CompressionMethod):
 
     @property
     def kinds(self) -> tuple[type[nn.Module], ...]:  # type: ignore[override]
+        """Les sortes de couches traitées : celles que veut la configuration."""
         plain = (nn.Linear, nn.Conv2d, *FACTORED, TTLinear)
         return (*plain, nn.Embedding) if self.config["embeddings"] else plain
 
@@ -122,8 +123,8 @@ class PTQCompression(CompressionMethod):
         return self.round_inputs(super().share(compressed, layer, seen), seen)
 
     def round_inputs(self, layer: Any, seen: ActivationHistogram | None) -> nn.Module:
-        """Ajoute à une couche quantifiée la grille de ses entrées."""
+        """La couche quantifiée `layer`, à qui l'on ajoute la grille de ses entrées, tirée de l'histogramme `seen`."""
         if seen is not None:
             low, high = seen.range(self.config["calibration_method"], self.config["bits"], self.config["percentile"])
-            layer.input_quantizer = ActivationQuantizer(self.config["bits"], low, high)
+            layer.input_quantizer = ActivationQuantizer(self.config["bits"], low, high, layer.packed.packed.device)
         return layer

@@ -60,9 +60,12 @@ class CompressionReport(list[LayerReport]):
     ----------
     output_error : float ou None
         Erreur relative des sorties sur les lots de validation, s'il y en avait.
+    unknown : str
+        Les couches à poids que lrq ne sait pas comprimer, « 12 Conv1D » par exemple ; vide s'il n'y en a pas.
     """
 
     output_error: float | None = None
+    unknown: str = ""
 
     def __repr__(self) -> str:
         return self.table()
@@ -85,6 +88,8 @@ class CompressionReport(list[LayerReport]):
             ).rstrip()
 
         notes = [f"{line.name} : {line.note}" for line in self if line.note]
+        if self.unknown:
+            notes.append(f"laissées, d'une sorte que lrq ne connaît pas : {self.unknown}")
         if self.output_error is not None:
             notes.append(f"erreur des sorties sur la validation : {fr(100 * self.output_error, 2)} %")
         return "\n".join([write(heads), *map(write, rows), *notes])

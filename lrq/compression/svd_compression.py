@@ -65,8 +65,8 @@ class SVDCompression(CompressionMethod):
             return TruncatedSVDLinear.from_linear(layer, min(self.config["rank"], *W.shape), seen)  # type: ignore[arg-type]
         if isinstance(seen, Tensor):
             seen = Calibration.from_inputs(seen)
-        S = singular_values(W if seen is None else W.double() @ seen.root)  # l'erreur des poids, ou des sorties
-        rank = rank_for_error(S, self.config["error_threshold"])
+        x = W if seen is None else W.double() @ seen.root.to(W.device)
+        rank = rank_for_error(singular_values(x), self.config["error_threshold"])  # l'erreur des poids, ou des sorties
         return TruncatedSVDLinear.from_linear(layer, rank, seen)  # type: ignore[arg-type]
 
 

@@ -49,7 +49,7 @@ class TensorTrainCompression(CompressionMethod):
         return bool(self.config["train_after_compression"])
 
     def dimensions(self, in_features: int, out_features: int) -> tuple[list[int], list[int]]:
-        """Comment couper une couche, autant de facteurs d'un côté que de l'autre."""
+        """Comment couper une couche de `in_features` à `out_features` : autant de facteurs d'un côté que de l'autre."""
         count = default_count(in_features, out_features) if self.config["factorize_dimensions"] else 2
         return balanced_dims(in_features, count), balanced_dims(out_features, count)
 

@@ -174,6 +174,8 @@ class Bilan:
 
     Attributes
     ----------
+    number, title : str
+        L'exercice.
     verdict : "réussi", "à revoir", "à compléter" ou "erreur"
     lines : suite de (« ✓ », « ✗ » ou « • », texte)
     """
@@ -265,8 +267,15 @@ def explain(result: Any, function: Callable[..., Any]) -> str:
     return f"{type(result).__name__} : {result}" + (f" — {place}" if place else "")
 
 
-def diagnose(exercise: Exercise, cases: Sequence[Case], results: Sequence[Any]) -> Mistake | None:
+# Ce que donne une faute sur une instance : exercice, graine, faute, instance → son effet. Pour qui rejoue une graine.
+EFFECTS: dict[tuple[str, int, Callable[..., Any], int], Any] = {}
+KEPT = 2000
+
+
+def diagnose(exercise: Exercise, seed: int, cases: Sequence[Case], results: Sequence[Any]) -> Mistake | None:
     """La faute classique dont l'effet coïncide, instance par instance, avec les résultats du lecteur."""
+    if len(EFFECTS) > KEPT:
+        EFFECTS.clear()
 
     def portrait(result: Any, case: Case) -> Any:
         try:
@@ -274,16 +283,18 @@ def diagnose(exercise: Exercise, cases: Sequence[Case], results: Sequence[Any]) 
         except Exception as error:
             return error
 
-    def outcome(compute: Callable[..., Any], case: Case) -> Any:
-        try:
-            return portrait(exercise.trial(compute, tuple(map(copy_of, case.args))), case)
-        except Exception as error:
-            return error
+    def effect(wrong: Callable[..., Any], index: int) -> Any:
+        key = (exercise.number, seed, wrong, index)
+        if key not in EFFECTS:
+            try:
+                args = tuple(map(copy_of, cases[index].args))
+                EFFECTS[key] = portrait(exercise.trial(wrong, args), cases[index])
+            except Exception as error:
+                EFFECTS[key] = error
+        return EFFECTS[key]
 
     def matches(wrong: Callable[..., Any]) -> bool:
-        return all(
-            same(outcome(wrong, case), portrait(result, case)) for case, result in zip(cases, results, strict=True)
-        )
+        return all(same(effect(wrong, i), portrait(result, cases[i])) for i, result in enumerate(results))
 
     return next((mistake for mistake in exercise.mistakes if any(matches(wrong) for wrong in mistake.wrong)), None)
 
@@ -353,7 +364,7 @@ def verify(exercise: Exercise, function: Callable[..., Any], seed: int | None = 
             lines.append(("✗", f"{text} — {failed[text]}"))
         else:
             lines.append(("✓", text) if count >= expected else ("–", f"{text} (non jugé partout)"))
-    mistake = diagnose(exercise, cases[: len(results)], results)
+    mistake = diagnose(exercise, seed, cases, results)
     if mistake is not None:
         lines.append(("→", f"{mistake.name} : {mistake.explanation}"))
     lines.append(("•", f'pour rejouer ces instances : verifier("{exercise.number}", votre_fonction, graine={seed})'))

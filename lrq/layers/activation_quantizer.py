@@ -20,6 +20,8 @@ class ActivationQuantizer(nn.Module):
     low, high : float
         Ce que la grille couvre, zéro compris : ``low`` ≤ 0 ≤ ``high`` (:meth:`~lrq.ActivationHistogram.range`). Ce qui
         en sort est écrêté ; [0, 0] ne laisse que zéro.
+    device : optionnel
+        Où vivent l'échelle et le point zéro.
 
     Attributes
     ----------
@@ -50,6 +52,7 @@ class ActivationQuantizer(nn.Module):
 
     @property
     def n_bits(self) -> int:
+        """Les bits de la grille."""
         return self.quantizer.n_bits
 
     def forward(self, x: Tensor) -> Tensor:

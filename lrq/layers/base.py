@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activation import Calibration, decompose
+from ..svd import norm, relative, to_dtype
 from ..validation import check_integer, check_linear, check_matrix, check_rank
 
 REPLACED = ("n_bits", "granularity", "clipping")  # ce qu'un argument quantizer dit tout entier
@@ -77,8 +78,7 @@ class CompressedLayer(nn.Module):
         rebuilt = self.reconstruct_weight().detach()
         if original_weight.shape != rebuilt.shape:
             raise ValueError(f"original_weight : reçu {tuple(original_weight.shape)}, attendu {tuple(rebuilt.shape)}.")
-        error = torch.linalg.norm(W - rebuilt.view(W.shape).double())
-        return float(error / torch.linalg.norm(W)) if error != 0 else 0.0
+        return relative(norm(W - rebuilt.view(W.shape).double()), norm(W))
 
 
 class CompressedLinear(CompressedLayer):
@@ -109,6 +109,7 @@ class LowRankLinear(CompressedLinear):
     rank : int, entre 1 et min(m, n)
     bias : bool
         Un biais, nul au départ ; absent par défaut.
+    device, dtype : comme pour ``nn.Linear``
     """
 
     bias: nn.Parameter | None
@@ -169,8 +170,8 @@ class LowRankLinear(CompressedLinear):
         layer = cls(W.shape[1], W.shape[0], rank, device="meta")
         for name, factor in layer.split(U, S, Vh).items():
             # une copie, par lignes : safetensors le veut, et une vue garderait toute la SVD en mémoire
-            copied = factor.to(W.dtype, copy=True, memory_format=torch.contiguous_format)
-            setattr(layer, name, nn.Parameter(copied))
+            copied = factor.clone(memory_format=torch.contiguous_format)
+            setattr(layer, name, nn.Parameter(to_dtype(copied, W.dtype)))
         return layer
 
     @classmethod

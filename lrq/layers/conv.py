@@ -23,7 +23,7 @@ class SVDConv2d(CompressedLayer):
     kernel_size : int ou (int, int)
     rank : int, entre 1 et min(out/g, in/g·kh·kw)
         Par groupe.
-    stride, padding, dilation, groups, bias, padding_mode : comme pour ``nn.Conv2d``
+    stride, padding, dilation, groups, bias, padding_mode, device, dtype : comme pour ``nn.Conv2d``
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class SVDConv2d(CompressedLayer):
         return self.mixer.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, g·r, H', W') -> (B, out, H', W')."""
+        """De x (B, in, H, W) à (B, g·r, H', W'), puis à (B, out, H', W')."""
         return self.mixer(self.filters(check_images(x, self.in_channels)))
 
     def reconstruct_weight(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..svd import share_singular_values, truncated_svd, working_dtype
+from ..svd import norm, relative, share_singular_values, truncated_svd, working_dtype
 from ..validation import check_input, check_integer, check_linear, check_rank, check_ranks
 from .base import CompressedLinear, LowRankLinear, copy_bias
 
@@ -22,6 +22,7 @@ class FactorizedLinear(LowRankLinear):
     rank : int, entre 1 et min(m, n)
     bias : bool
         Un biais, nul au départ ; absent par défaut.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -96,6 +97,7 @@ class MultiStageFactorizedLinear(CompressedLinear):
     ranks : list[int]
         Les k dimensions intermédiaires ; toutes comptent.
     bias : bool
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -199,6 +201,11 @@ def compare_factorized_vs_standard(
     -------
     dict
         ``compression`` (paramètres) et ``error`` (erreur relative des sorties).
+
+    Raises
+    ------
+    TypeError, ValueError
+        `linear_layer` n'est pas une nn.Linear de ces dimensions, ou un nombre est impossible.
     """
     check_rank(rank, check_integer(out_features, "out_features"), check_integer(in_features, "in_features"))
     check_integer(num_tests, "num_tests")
@@ -217,8 +224,7 @@ def compare_factorized_vs_standard(
     x = x.to(weight.device, weight.dtype)
     with torch.no_grad():
         y = linear_layer(x)
-        gap = (y - factorized(x)).double().norm()  # en float64, le carré ne déborde pas
-        error = float(gap / y.double().norm()) if gap != 0 else 0.0
+        error = relative(norm(y - factorized(x)), norm(y))
     result = {"compression": factorized.compression_ratio(), "error": error}
     if verbose:
         print(f"{in_features} → {out_features}, rang {rank} : ×{result['compression']:.2f}, erreur {error:.4f}")

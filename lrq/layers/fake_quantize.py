@@ -23,7 +23,7 @@ class FakeQuantizeModule(nn.Module):
     """Arrondit son entrée à la grille, en flottants, pour apprendre avec l'arrondi.
 
     L'échelle suit le tenseur à chaque appel. Au retour, l'arrondi est traité comme l'identité là où la grille contient
-    la valeur, comme une constante là où elle l'écrête.
+    la valeur, comme une constante là où elle l'écrête. Un bloc nul, dont la grille n'est que zéro, apprend donc.
 
     Parameters
     ----------
@@ -55,7 +55,12 @@ class FakeQuantizeModule(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t̂ = (code − point zéro) · échelle, dans le dtype de t."""
         scale, zero_point = self.quantizer.compute_scale_zero_point(t)
-        return restore(self.quantizer.fake_quantize(t.to(scale.dtype), scale, zero_point), t.dtype)
+        x = t.to(scale.dtype)
+        y = self.quantizer.fake_quantize(x, scale, zero_point)
+        if not scale.all():  # y = 0 · Δ n'a pas de gradient en x quand Δ est nul
+            null = (self.quantizer.spread(scale, t.shape) == 0) & (x == 0)
+            y = torch.where(null, x, y)
+        return restore(y, t.dtype)
 
     def extra_repr(self) -> str:
         return repr(self.quantizer)

@@ -103,7 +103,18 @@ class LoRAAdapter(nn.Module):
 
     @torch.no_grad()
     def start(self, U: Sequence[Tensor], V: Sequence[Tensor]) -> None:
-        """Part de s B A = U Vᵀ, pour chaque groupe, au lieu de B = 0."""
+        """Part de s B A = U Vᵀ, pour chaque groupe, au lieu de B = 0.
+
+        Parameters
+        ----------
+        U : suite de Tensor (out/g, r), un par groupe
+        V : suite de Tensor (n, r), un par groupe
+
+        Raises
+        ------
+        ValueError
+            L'échelle s est nulle.
+        """
         if self.scale == 0:
             raise ValueError("alpha : reçu 0, attendu un nombre non nul.")
         self.A.copy_(torch.cat([v.T for v in V]).view_as(self.A))  # (g·r, n)
@@ -119,7 +130,7 @@ class LoRAAdapter(nn.Module):
         return self.A.reshape(groups, self.rank, -1), self.B.reshape(groups, -1, self.rank)
 
     def drop(self, x: Tensor) -> Tensor:
-        """Les entrées, dont une part est mise à zéro pendant l'entraînement."""
+        """Les entrées x, dont une part est mise à zéro pendant l'entraînement."""
         return F.dropout(x, self.dropout, self.training)
 
     def delta(self) -> Tensor:
@@ -155,11 +166,6 @@ class LoRALayer(nn.Module):
     adapters : nn.ModuleDict, nom → LoRAAdapter
     active : dict nom → poids w
         Seuls les adaptateurs actifs comptent, et s'entraînent.
-    lora_A : Parameter, (r, in) ou (g·r, in/g, kh, kw)
-        De l'adaptateur actif. Gaussienne au départ, d'écart type 1/√n, où n est la longueur d'une ligne.
-    lora_B : Parameter, (out, r) ou (out, r, 1, 1)
-    merged : bool
-        Vrai quand ΔW est déjà ajouté aux poids.
 
     References
     ----------
@@ -274,6 +280,7 @@ class LoRALayer(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
+        """Le biais de la couche d'origine, (out,), ou None."""
         return self.original.bias  # type: ignore[return-value]
 
     def _own_weight(self) -> Tensor:
@@ -288,6 +295,7 @@ class LoRALayer(nn.Module):
 
     @property
     def merged(self) -> bool:
+        """Vrai si les adaptateurs actifs sont fondus dans les poids d'origine."""
         return self._saved_weight is not None
 
     @torch.no_grad()
@@ -330,7 +338,7 @@ class LoRALayer(nn.Module):
     def add_adapter(
         self, name: str, rank: int = 16, alpha: float = 1.0, dropout: float = 0.0, scaling: str = "alpha"
     ) -> None:
-        """Ajoute un adaptateur, inactif et nul (B = 0) ; les arguments sont ceux du constructeur.
+        """Ajoute l'adaptateur `name`, inactif et nul (B = 0) ; les autres arguments sont ceux du constructeur.
 
         Raises
         ------
@@ -347,7 +355,13 @@ class LoRALayer(nn.Module):
         self.insert_adapter(name, LoRAAdapter(A, B, SCALINGS[scaling](alpha, rank), dropout))
 
     def insert_adapter(self, name: str, adapter: LoRAAdapter) -> None:
-        """Range un adaptateur déjà fait, inactif, sous un nom neuf."""
+        """Range `adapter`, inactif, sous le nom `name`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Nom déjà pris, vide ou avec un point.
+        """
         if check_adapter_name(name) in self.adapters:
             raise ValueError(f"name : l'adaptateur {name!r} existe déjà.")
         self.adapters[name] = adapter.requires_grad_(False).train(self.training)
@@ -370,7 +384,13 @@ class LoRALayer(nn.Module):
             adapter.requires_grad_(each in self.active)
 
     def check_weights(self, name: str | Mapping[str, float]) -> dict[str, float]:
-        """Ce que `set_adapter` va retenir, ou son refus."""
+        """Le poids de chaque adaptateur, tel que ``set_adapter(name)`` va le retenir.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Ceux de :meth:`set_adapter`.
+        """
         if self.merged:
             raise ValueError("merged : l'adaptateur est fusionné ; appelez d'abord unmerge_weights().")
         weights = adapter_weights(name)
@@ -379,7 +399,7 @@ class LoRALayer(nn.Module):
         return {each: check_finite_number(weight, f"poids de {each!r}") for each, weight in weights.items()}
 
     def delete_adapter(self, name: str) -> None:
-        """Supprime un adaptateur inactif.
+        """Supprime l'adaptateur `name`, inactif.
 
         Raises
         ------
@@ -392,7 +412,7 @@ class LoRALayer(nn.Module):
         del self.adapters[name]
 
     def discard_adapter(self, name: str) -> None:
-        """Supprime un adaptateur, même actif, s'il existe."""
+        """Supprime l'adaptateur `name`, même actif, s'il existe."""
         if name in self.adapters:
             del self.adapters[name]
         self.active.pop(name, None)
@@ -407,7 +427,13 @@ class LoRALayer(nn.Module):
             self.enabled = before
 
     def adapter(self, name: str) -> LoRAAdapter:
-        """L'adaptateur de ce nom, ou son refus."""
+        """L'adaptateur `name`.
+
+        Raises
+        ------
+        ValueError
+            Il n'y en a pas de ce nom.
+        """
         if name not in list(self.adapters):
             raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {', '.join(self.adapters) or 'aucun'}.")
         return self.adapters[name]  # type: ignore[return-value]
@@ -419,10 +445,15 @@ class LoRALayer(nn.Module):
 
     @property
     def lora_A(self) -> nn.Parameter:
+        """Le facteur A de l'adaptateur actif, (r, in) ou (g·r, in/g, kh, kw) ; ValueError s'il n'y en a pas un seul.
+
+        Gaussien au départ, d'écart type 1/√n, où n est la longueur d'une ligne.
+        """
         return self._only().A
 
     @property
     def lora_B(self) -> nn.Parameter:
+        """Le facteur B de l'adaptateur actif, (out, r) ou (out, r, 1, 1) ; ValueError s'il n'y en a pas un seul."""
         return self._only().B
 
     @property

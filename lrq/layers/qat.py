@@ -30,6 +30,7 @@ class QATLowRankLinear(FactorizedLinear):
         Une échelle par ligne de U et de V ; sinon, une par facteur.
     learned_step : bool
         Apprendre aussi les échelles (:class:`~lrq.LearnedStepQuantize`) ; sinon, elles suivent les facteurs.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -116,11 +117,19 @@ class QATLowRankLinear(FactorizedLinear):
         Parameters
         ----------
         layer : FactorizedLinear
-        n_bits, per_channel, learned_step
+        n_bits, per_channel, learned_step : optionnels
+            Comme pour le constructeur.
 
         Returns
         -------
         QATLowRankLinear
+
+        Raises
+        ------
+        TypeError
+            `layer` n'est pas une FactorizedLinear.
+        ValueError
+            `layer` est déjà quantifiée : elle n'a plus de facteurs flottants.
         """
         if not isinstance(layer, FactorizedLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu FactorizedLinear.")

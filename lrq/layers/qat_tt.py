@@ -34,6 +34,7 @@ class QATTTLinear(TTLinear):
         Apprendre aussi les échelles (:class:`~lrq.LearnedStepQuantize`) ; sinon, elles suivent les cœurs.
     clamp : bool
         Faux, les rangs restent ceux qu'on donne.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -132,6 +133,11 @@ class QATTTLinear(TTLinear):
         Returns
         -------
         QATTTLinear
+
+        Raises
+        ------
+        TypeError
+            `layer` n'est pas une TTLinear, ou en est une dont l'arrondi s'apprend déjà.
         """
         if not isinstance(layer, TTLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")

@@ -17,6 +17,19 @@ from .packed import PackedTensor
 from .svd_compressed import SVDCompressedLinear
 
 
+def check_centred(quantizer: UniformQuantizer) -> UniformQuantizer:
+    """Rend une grille centrée sur zéro : les facteurs n'ont pas de point zéro.
+
+    Raises
+    ------
+    ValueError
+        Elle est asymétrique, ou n'a pas de codes négatifs.
+    """
+    if not (quantizer.symmetric and quantizer.signed):
+        raise ValueError(f"quantizer : reçu {quantizer}, attendu une grille symétrique et signée.")
+    return quantizer
+
+
 class QuantizedFactors(LowRankLinear):
     """Ce que partagent les couches de rang r dont les facteurs U et V se gardent en codes serrés.
 
@@ -58,9 +71,7 @@ class QuantizedFactors(LowRankLinear):
     ):
         if quantizer is None:
             quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
-        if not (quantizer.symmetric and quantizer.signed):
-            raise ValueError(f"quantizer : reçu {quantizer}, attendu une grille symétrique et signée.")
-        self.quantizer = quantizer
+        self.quantizer = check_centred(quantizer)
         super().__init__(in_features, out_features, rank, bias, device, dtype)
         for name, shape in self.shape_factors().items():
             self.quantizer.granularity.scale_shape(torch.Size(shape))  # refuse des groupes qui ne tombent pas juste
@@ -181,7 +192,7 @@ class QuantizedFactors(LowRankLinear):
         rotate : bool
             Répartir d'abord l'énergie entre les colonnes (:func:`~lrq.rotate_factors`), pour mieux quantifier.
         quantizer : UniformQuantizer, optionnel
-            À la place de `n_bits`, `granularity` et `clipping`.
+            À la place de `n_bits`, `granularity` et `clipping` ; symétrique et signé.
 
         Returns
         -------
@@ -189,6 +200,7 @@ class QuantizedFactors(LowRankLinear):
         """
         if quantizer is None:
             quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
+        check_centred(quantizer)
         layer = super().from_weight_matrix(W, rank, calibration)
         layer.quantizer = quantizer
         if rotate:
@@ -249,6 +261,7 @@ class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
     bias : bool
     granularity, clipping : optionnels
         Voir :class:`~lrq.UniformQuantizer`.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -268,7 +281,7 @@ class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
         return self.forward_quantized(x) if self.quantized else super().forward(x)
 
     def forward_quantized(self, x: Tensor) -> Tensor:
-        """Déquantifie les facteurs, puis multiplie : les bits économisent la mémoire, pas les calculs."""
+        """La sortie, par les facteurs déquantifiés : les bits économisent la mémoire, pas les calculs."""
         check_input(x, self.in_features)
         U = self._packed("U").dequantize().to(x.dtype)  # (m, r)
         V = self._packed("V").dequantize().to(x.dtype)  # (r, n)
@@ -296,6 +309,7 @@ class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
     bias : bool
     granularity, clipping : optionnels
         Voir :class:`~lrq.UniformQuantizer`.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------

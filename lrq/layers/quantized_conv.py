@@ -30,6 +30,7 @@ class QuantizedConv2d(PackedWeight):
     quantizer : UniformQuantizer, optionnel
         À la place des trois précédents.
     input_quantizer : ActivationQuantizer, optionnel
+    device, dtype : comme pour ``nn.Conv2d``
 
     Attributes
     ----------
@@ -117,7 +118,13 @@ class QuantizedConv2d(PackedWeight):
 
     @classmethod
     def hold(cls, stored: QuantizedTensor, conv_layer: nn.Conv2d) -> Self:
-        """La couche qui garde des noyaux déjà quantifiés, avec les options et une copie du biais de `conv_layer`."""
+        """La couche qui garde les noyaux `stored`, quantifiés, avec les options et une copie du biais de `conv_layer`.
+
+        Raises
+        ------
+        ValueError
+            `stored` n'a pas la forme des noyaux de `conv_layer`.
+        """
         conv = check_conv(conv_layer)
         if stored.shape != conv.weight.shape:
             raise ValueError(f"stored : reçu la forme {tuple(stored.shape)}, attendu {tuple(conv.weight.shape)}.")

@@ -28,6 +28,7 @@ class QuantizedEmbedding(PackedWeight):
         Voir :class:`~lrq.UniformQuantizer`.
     quantizer : UniformQuantizer, optionnel
         À la place des trois précédents.
+    device, dtype : comme pour ``nn.Embedding``
 
     Attributes
     ----------
@@ -114,7 +115,7 @@ class QuantizedEmbedding(PackedWeight):
 
     @classmethod
     def hold(cls, stored: QuantizedTensor, padding_idx: int | None = None) -> Self:
-        """La couche qui garde une table (num_embeddings, embedding_dim) déjà quantifiée."""
+        """La couche qui garde `stored`, une table (num_embeddings, embedding_dim) déjà quantifiée."""
         count, dim = stored.shape
         layer = cls(count, dim, padding_idx, device="meta", quantizer=stored.quantizer)
         layer.packed = PackedTensor.hold(stored)

@@ -30,6 +30,7 @@ class QuantizedLinear(PackedWeight, CompressedLinear):
     quantizer : UniformQuantizer, optionnel
         À la place des trois précédents : une grille asymétrique, des échelles sur deux octets.
     input_quantizer : ActivationQuantizer, optionnel
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -101,7 +102,7 @@ class QuantizedLinear(PackedWeight, CompressedLinear):
 
     @classmethod
     def hold(cls, stored: QuantizedTensor, bias: nn.Parameter | None = None) -> Self:
-        """La couche qui garde des poids (out, in) déjà quantifiés, et ce biais."""
+        """La couche qui garde `stored`, des poids (out, in) déjà quantifiés, et le biais `bias`, sans copie."""
         m, n = stored.shape
         layer = cls(n, m, device="meta", quantizer=stored.quantizer)
         layer.packed = PackedTensor.hold(stored)
@@ -121,6 +122,11 @@ class QuantizedResidualLinear(CompressedLinear):
         Q(W), avec le biais.
     residual : couche de rang r
         U Vᵀ, la meilleure approximation de W − Q(W).
+
+    Raises
+    ------
+    TypeError, ValueError
+        `base` ou `residual` d'une autre sorte ; `residual` d'une autre forme, ou avec un biais.
     """
 
     def __init__(self, base: QuantizedLinear, residual: LowRankLinear):

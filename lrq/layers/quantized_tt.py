@@ -34,11 +34,17 @@ class QuantizedTTLinear(TTMatrixLinear):
         À la place de `n_bits`, `granularity` et `clipping`.
     clamp : bool
         Faux, les rangs restent ceux qu'on donne.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
     cores : ModuleList de d PackedTensor
     bias : Parameter, (out,), ou None
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dimensions, rang ou bits impossibles ; plusieurs grilles, qui ne sont pas une par cœur.
     """
 
     def __init__(
@@ -138,6 +144,11 @@ class QuantizedTTLinear(TTMatrixLinear):
         Returns
         -------
         QuantizedTTLinear
+
+        Raises
+        ------
+        TypeError
+            `layer` n'est pas une TTLinear, ou en est une dont l'arrondi s'apprend.
         """
         if not isinstance(layer, TTLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")
@@ -149,7 +160,7 @@ class QuantizedTTLinear(TTMatrixLinear):
 
     @classmethod
     def hold(cls, packed: Sequence[PackedTensor]) -> Self:
-        """La couche sans biais qui garde ces cœurs, déjà quantifiés."""
+        """La couche sans biais qui garde les cœurs `packed`, déjà quantifiés."""
         inputs, outputs = ([core.shape[axis] for core in packed] for axis in (1, 2))
         layer = cls(inputs, outputs, 1, device="meta")
         layer.ranks = [core.shape[3] for core in packed[:-1]]  # même plus grands qu'il ne faut

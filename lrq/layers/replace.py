@@ -17,6 +17,15 @@ def linear_names(model: nn.Module) -> list[str]:
     """Noms des nn.Linear de `model`, dans l'ordre de ``named_modules`` ; une couche partagée a tous ses noms.
 
     Un réseau qui est lui-même une nn.Linear porte le nom vide.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Raises
+    ------
+    TypeError
+        `model` n'est pas un nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")

@@ -16,6 +16,7 @@ class SVDCompressedLinear(LowRankLinear):
     in_features, out_features : int
     rank : int, entre 1 et min(in, out)
     bias : bool
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------

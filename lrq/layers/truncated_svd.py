@@ -18,6 +18,7 @@ class TruncatedSVDLinear(LowRankLinear):
     in_features, out_features : int
     rank : int, entre 1 et min(in, out)
     bias : bool
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------
@@ -56,6 +57,7 @@ class CompactSVDLinear(LowRankLinear):
     in_features, out_features : int
     rank : int, entre 1 et min(in, out)
     bias : bool
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------

@@ -88,6 +88,7 @@ class TTLinear(TTMatrixLinear):
         cœur la fait recalculer, sauf sur place par ``.data`` (``core.data.mul_(2)``), que PyTorch ne laisse pas voir.
     clamp : bool
         Faux, les rangs restent ceux qu'on donne.
+    device, dtype : comme pour ``nn.Linear``
 
     Attributes
     ----------

@@ -8,12 +8,14 @@ from .certificate import Certificate
 from .choices import Choice, minilm_choices
 from .explorer import Explorer
 from .lora import LoRAExplorer
+from .network import NetworkExplorer
 from .photo import PhotoExplorer, shrink
 from .propagation import PropagationExplorer
 from .quantizer import QuantizerExplorer
 from .randomized import RandomizedExplorer
 from .rank_bits import RankBitsExplorer
 from .rate_distortion import RateDistortionExplorer
+from .self_test import SelfTest
 from .spectrum import SpectrumExplorer
 from .tensor_train import TensorTrainExplorer
 
@@ -23,12 +25,14 @@ __all__ = [
     "Choice",
     "Explorer",
     "LoRAExplorer",
+    "NetworkExplorer",
     "PhotoExplorer",
     "PropagationExplorer",
     "QuantizerExplorer",
     "RandomizedExplorer",
     "RankBitsExplorer",
     "RateDistortionExplorer",
+    "SelfTest",
     "SpectrumExplorer",
     "TensorTrainExplorer",
     "minilm_choices",

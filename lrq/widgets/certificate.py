@@ -1,5 +1,6 @@
 """Des vecteurs témoins : ce que PyTorch calcule, pour que le navigateur du lecteur le refasse et montre l'écart."""
 
+import copy
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +9,24 @@ import anywidget
 import torch
 import traitlets
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..allocation import slope
 from ..compression import stored_bytes
-from ..errors import pareto_front, propagation_bound, water_filling
-from ..layers import QuantizedLowRankLayer, QuantizedLowRankLinear, QuantizedTTLinear, SVDCompressedLinear, TTLinear
+from ..errors import combined_error_analysis, pareto_front, propagation_bound, water_filling
+from ..layers import (
+    CompressedLayer,
+    LoRALayer,
+    QuantizedLowRankLayer,
+    QuantizedLowRankLinear,
+    QuantizedTTLinear,
+    SVDCompressedLinear,
+    SVDConv2d,
+    TTLinear,
+)
+from ..layers.lora import SCALINGS
+from ..models import DigitsCNN
+from ..packing import pack_bits, unpack_bits
 from ..quantizers import CLIPPINGS, PerChannel, PerGroup, PerTensor, UniformQuantizer, dequantize, quantize_symmetric
 from ..randomized import halko_bound
 from ..spectrum import (
@@ -21,9 +36,11 @@ from ..spectrum import (
     rank_for_energy,
     truncation_errors,
 )
-from ..svd import truncated_svd
+from ..svd import balanced_factors, truncated_svd
 from ..tensor_train import clamped_ranks
 from .explorer import CSS, esm
+from .lora import training_bytes
+from .network import BITS, GRANULARITIES, compress, ink, truncated
 from .quantizer import clipped_share, uniform_noise
 from .randomized import excess
 from .rank_bits import best_within
@@ -92,8 +109,9 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
                     torch.cat([codes.flatten(), scales.flatten()]),
                 )
             )
-            values = dequantize(codes, scales)
-            cases.append(case("dequantize", "dequantize", [codes, scales.reshape(-1)], values))
+            if rows == m or x is halves:  # une échelle par ligne, ou une seule : chacune a ses témoins, sans redite
+                values = dequantize(codes, scales)
+                cases.append(case("dequantize", "dequantize", [codes, scales.reshape(-1)], values))
     for bits in range(1, 9):
         layer = QuantizedLowRankLayer.from_linear(linear(W), rank, bits)
         cases.append(case("QuantizedLowRankLayer.nbytes", "factorBits", [m, n, rank, bits], 8 * layer.nbytes()))
@@ -104,13 +122,14 @@ def golden_cases(generator: torch.Generator) -> list[dict[str, Any]]:
     cases += rate_cases(S, generator)
     cases.append(propagation_case(generator))
     cases += train_cases(generator)
+    cases += network_cases(generator)
     whole = {int(torch.randint(9, (), generator=generator)) + start for start in (0, 9)}  # symétrique, asymétrique
     for i, (symmetric, clipping, granularity) in enumerate(SETTINGS):
         bits = int(torch.randint(1, 9, (), generator=generator))
         quantizer = UniformQuantizer(bits, symmetric, granularity=granularity, clipping=clipping)
         # Tous les témoins de deux réglages, le premier de chacun des autres : au-delà, la page serait lourde.
         cases += itertools.islice(quantizer_cases(quantizer, generator), None if i in whole else 1)
-    return cases
+    return [*cases, *self_test_cases(generator)]
 
 
 def quantizer_cases(quantizer: UniformQuantizer, generator: torch.Generator) -> Iterator[dict[str, Any]]:
@@ -184,6 +203,113 @@ def train_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
                 yield case("rank_within", "rankWithin", [m, n, bits, 8 * limit], rank_within(m, n, bits, limit))
 
 
+def network_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que NetworkExplorer calcule : un petit réseau de même forme, comprimé, ses scores, ses octets, un dessin."""
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    def short(*shape: int) -> Tensor:  # des seizièmes : peu de chiffres à transporter
+        return (16 * torch.randn(shape, generator=generator)).round() / 16
+
+    bits = integer(1, 9)
+    codes = torch.randint(2**bits, (13,), generator=generator)
+    packed = pack_bits(codes, bits, signed=False)
+    yield case("unpack_bits", "unpackBits", [packed, bits, 13], unpack_bits(packed, bits, (13,), signed=False))
+
+    with torch.random.fork_rng(devices=[]):  # l'initialisation, aussitôt écrasée, tire au hasard
+        network = TinyCNN()
+    for tensor in network.parameters():
+        tensor.data = short(*tensor.shape)
+    rank, n_bits = integer(1, 4), BITS[integer(0, len(BITS))]  # au rang 1, tout est tronqué ; au rang 3, rien
+    granularity = list(GRANULARITIES)[integer(0, 2)]
+    small = compress(copy.deepcopy(network), rank, n_bits, GRANULARITIES[granularity])
+    kernels = []
+    layers: list[Any] = list(network.children())
+    for old, new, inputs in zip(layers, small.children(), (1, 3, 2), strict=True):
+        W = old.weight.detach().flatten(1)
+        m, n = W.shape
+        A, B = balanced_factors(W, max(r for r in range(1, min(m, n) + 1) if truncated((m, n), r)))
+        yield case("balanced_factors", "secondFactor", [A, W, m, n], B.T, whole=True)
+        settings, parts = [m, n, rank, n_bits, granularity == "row"], applied(new)
+        found = torch.cat([part.flatten() for part in parts])
+        yield case("widgets.network.compress", "compressedLayer", [W, A, B.T, *settings], found, whole=True)
+        yield case("widgets.network.truncated", "worthTruncating", settings[:3], float(truncated((m, n), rank)))
+        size = 8 * (stored_bytes(new) - old.bias.nbytes)
+        yield case("stored_bytes", "compressedBits", settings, size)
+        first, *mixer = parts
+        arranged = [first.view(len(first), inputs, -1), *(part[..., None] for part in mixer)]
+        kernels.append([part.permute(2, 1, 0).flatten().tolist() for part in arranged])
+    image = torch.randint(17, (1, 1, 8, 8), generator=generator) / 16
+    biases = [old.bias.tolist() for old in layers]
+    with torch.no_grad():
+        scores = small.double()(image.double())
+    yield case("DigitsCNN.forward", "networkScores", [image, kernels, biases], scores, whole=True)
+
+    weights = short(2, 3, 4)
+    yield case("permute(2, 1, 0)", "arrange", [weights, 2, 3, 4], weights.permute(2, 1, 0))
+    size = 2 * integer(1, 3)
+    x, bias = short(2, size, size).relu(), short(3)
+    for kernel, added in ((short(3, 2, 3, 3), bias), (short(3, 2, 1, 1), None)):
+        y = F.conv2d(x, kernel, added, padding=kernel.shape[-1] // 2)
+        arguments = [x.permute(1, 2, 0), size, kernel.flatten(2).permute(2, 1, 0), 2, 3, added]
+        yield case("conv2d", "convolve", arguments, y.permute(1, 2, 0), whole=True)
+    pooled = F.max_pool2d(F.relu(y[None]), 2)[0]
+    yield case("max_pool2d(relu)", "reluPool", [y.permute(1, 2, 0), size, 3], pooled.permute(1, 2, 0))
+    levels = torch.randint(4, (10,), generator=generator).float()  # des égalités : la première l'emporte
+    yield case("argmax", "argmax", [levels], levels.argmax())
+    labels, read = torch.randint(10, (2, 60), generator=generator)
+    counts = torch.bincount(10 * labels + read, minlength=100)
+    yield case("NetworkExplorer.confusion", "confusionMatrix", [labels, read], counts)
+    strokes = [short(integer(2, 6), 2) * torch.tensor([integer(1, 9), integer(1, 9)]), short(1, 2)]
+    for some in (strokes, strokes[:1], strokes[1:]):
+        yield case("widgets.network.ink", "ink", [[stroke.flatten().tolist() for stroke in some]], ink(some))
+
+
+class TinyCNN(DigitsCNN):
+    """Un réseau de la forme de DigitsCNN, assez petit pour un témoin."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.conv1, self.conv2 = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+
+def applied(layer: Any) -> list[Tensor]:
+    """Les matrices qu'applique une couche de ``compress`` : W seule, ou les filtres puis ce qui les recombine."""
+    if isinstance(layer, SVDConv2d):
+        return [*applied(layer.filters), *applied(layer.mixer)]
+    if isinstance(layer, QuantizedLowRankLayer):
+        U, V = layer.dequantize()
+        return [V, U]
+    if isinstance(layer, SVDCompressedLinear):
+        return [layer.V.detach(), layer.U.detach()]
+    weight = layer.reconstruct_weight() if isinstance(layer, CompressedLayer) else layer.weight
+    return [weight.detach().flatten(1)]
+
+
+def self_test_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
+    """Ce que les autotests calculent et que nulle figure ne demandait : quadrature, adaptateurs, achats, rangs."""
+    W = torch.randn(8, 6, generator=generator)
+    rank, bits = int(torch.randint(1, 7, (), generator=generator)), int(torch.randint(2, 9, (), generator=generator))
+    found = combined_error_analysis(W, rank, bits)
+    alone = [found["svd_error"], found["quant_error"]]
+    yield case("combined_error_analysis", "quadrature", [alone], found["estimated_combined"])
+    counts = torch.randint(1, 10**6, (2,), generator=generator).tolist()
+    yield case("LoRAExplorer.nbytes", "trainingBytes", counts, training_bytes(*counts))
+    for scaling in SCALINGS:
+        alpha = float(20 * torch.rand((), generator=generator))
+        layer = LoRALayer(linear(W), rank, alpha, scaling=scaling)
+        yield case("LoRALayer.scale", "loraScale", [alpha, rank, scaling], layer.scale)
+    gains, costs = (torch.randint(1, 99, (5,), generator=generator).tolist() for _ in range(2))
+    slopes = [slope([(0, gain), (cost, 0)], 0, 1) for gain, cost in zip(gains, costs, strict=True)]
+    yield case("allocate_budget, premier achat", "bestPurchase", [gains, costs], slopes.index(max(slopes)))
+    ranks = torch.randint(1, 4, (2,), generator=generator).tolist()
+    one, other = (torch.randn(4, r, generator=generator) @ torch.randn(r, 3, generator=generator) for r in ranks)
+    product = torch.linalg.matrix_rank(torch.kron(one, other), rtol=1e-4)
+    yield case("torch.kron, rang", "kroneckerRank", [ranks], product)
+
+
 def draw(quantizer: UniformQuantizer, generator: torch.Generator) -> Tensor:
     """Une petite matrice, (2, 16), qui penche d'un côté et dont un terme dépasse les autres.
 
@@ -212,7 +338,7 @@ def margin(W: Tensor, quantizer: UniformQuantizer) -> float:
 
 def case(twin: str, function: str, arguments: list[Any], expected: Any, whole: bool = False) -> dict[str, Any]:
     """Un témoin, en nombres que JSON garde au bit près."""
-    flat = [x.flatten().tolist() if isinstance(x, Tensor) else x for x in arguments]
+    flat = [x.flatten().tolist() if isinstance(x, Tensor) else x for x in arguments]  # ou des listes de listes
     answer = torch.as_tensor(expected, dtype=torch.float64).flatten().tolist()
     return {"twin": twin, "function": function, "arguments": flat, "expected": answer, "whole": whole}
 

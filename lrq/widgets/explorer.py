@@ -80,7 +80,7 @@ class French:
         raise traitlets.TraitError(f"{self.name} : reçu {value!r}, attendu {self.expected}.")
 
 
-class Integer(French, traitlets.Int):
+class Integer(French, traitlets.Int[int, int]):
     """Un entier ; un booléen n'en est pas un."""
 
     expected = "un entier"
@@ -91,13 +91,24 @@ class Integer(French, traitlets.Int):
         return super().validate(obj, value)
 
 
-class Text(French, traitlets.Unicode):
+class Number(French, traitlets.Float[float, float]):
+    """Un nombre ; un booléen n'en est pas un."""
+
+    expected = "un nombre"
+
+    def validate(self, obj: Any, value: Any) -> float:
+        if isinstance(value, bool):
+            self.error(obj, value)
+        return super().validate(obj, value)
+
+
+class Text(French, traitlets.Unicode[str, str]):
     """Un texte."""
 
     expected = "un texte"
 
 
-class Flag(French, traitlets.Bool):
+class Flag(French, traitlets.Bool[bool, bool]):
     """Un oui ou un non."""
 
     expected = "True ou False"
@@ -119,7 +130,7 @@ class Explorer(anywidget.AnyWidget):
     _note = traitlets.Unicode().tag(sync=True)  # ce que la figure ne transporte pas, dit au lecteur
 
     def shown(self) -> tuple[str, tuple[int, int], Tensor]:
-        """Nom, dimensions et valeurs singulières de la matrice montrée."""
+        """Nom, dimensions et valeurs singulières de la matrice montrée ; sans eux, NotImplementedError."""
         raise NotImplementedError
 
     @traitlets.validate("rank")
@@ -130,7 +141,7 @@ class Explorer(anywidget.AnyWidget):
             raise traitlets.TraitError(str(error)) from None
 
     def check_shown_rank(self, rank: Any) -> int:
-        """Rend le rang s'il peut être montré ; sinon ValueError ou TypeError."""
+        """Le rang `rank`, s'il peut être montré ; sinon ValueError ou TypeError."""
         return check_rank(rank, *self.shown()[1])
 
     @property

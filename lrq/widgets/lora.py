@@ -11,7 +11,7 @@ import traitlets
 
 from ..display import fr
 from ..models import DATA
-from .explorer import CSS, French, Integer, Text, esm
+from .explorer import CSS, Integer, Number, Text, esm
 from .randomized import UNBROKEN
 
 SCALINGS = {"alpha": "α (cours)", "alpha/r": "α/r (LoRA)", "alpha/sqrt(r)": "α/√r (rsLoRA)"}
@@ -54,12 +54,6 @@ def training_bytes(frozen: int, trained: int) -> tuple[int, int, int]:
     return 4 * (frozen + trained), 4 * trained, 8 * trained
 
 
-class Real(French, traitlets.Float):
-    """Un réel."""
-
-    expected = "un nombre"
-
-
 class LoRAExplorer(anywidget.AnyWidget):
     """Ce qu'apprend LoRA selon le rang, l'échelle et le pas, à côté d'un ajustement complet ; et la mémoire de chacun.
 
@@ -100,7 +94,7 @@ class LoRAExplorer(anywidget.AnyWidget):
 
     rank = Integer().tag(sync=True)
     scaling = Text().tag(sync=True)
-    lr = Real().tag(sync=True)
+    lr = Number().tag(sync=True)
     network = Text().tag(sync=True)
     _settings: "traitlets.Dict[str, Any]" = traitlets.Dict().tag(sync=True)
     _networks: traitlets.List[Any] = traitlets.List().tag(sync=True)

@@ -11,10 +11,10 @@ import traitlets
 from torch import Tensor, nn
 
 from ..display import fr
-from ..errors import norm, propagation_bound, relative
+from ..errors import propagation_bound
 from ..layers import FactorizedLinear
 from ..models import load_digits_data, load_digits_network
-from ..svd import singular_values
+from ..svd import norm, relative, singular_values
 from .explorer import CSS, Integer, esm, to_bytes
 from .randomized import UNBROKEN, check_setting
 

@@ -15,7 +15,7 @@ from ..quantizers import Granularity, PerTensor, UniformQuantizer
 from ..spectrum import truncation_errors
 from ..svd import singular_values
 from .choices import Choice, minilm_choices
-from .explorer import CSS, French, Text, esm, relative_to_first, to_bytes
+from .explorer import CSS, Number, Text, esm, relative_to_first, to_bytes
 from .quantizer import extract
 from .rank_bits import ALONE_BITS, Candidate, Table, best_within, introduce
 from .spectrum import check_name, named
@@ -44,17 +44,6 @@ PROMPTS = {
     "hasard gaussien": "Ici la droite est une loi : nulle recette ne passe dessous. À 1,1 bit, laquelle s’en approche "
     "le plus ? L’eau, elle, y passe : que sait-elle de plus ?",
 }
-
-
-class Number(French, traitlets.Float):
-    """Un nombre ; un booléen n'en est pas un."""
-
-    expected = "un nombre"
-
-    def validate(self, obj: Any, value: Any) -> float:
-        if isinstance(value, bool):
-            self.error(obj, value)
-        return super().validate(obj, value)
 
 
 class Curves:

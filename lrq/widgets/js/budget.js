@@ -1,6 +1,5 @@
 // Un budget pour tout un réseau : les bits et le rang que reçoit chaque couche, et la carte de toutes les recettes.
 import {
-  KEYS,
   clamp,
   closest,
   codePanel,
@@ -9,6 +8,7 @@ import {
   element,
   explorer,
   fr,
+  grip,
   listSlider,
   logarithmic,
   pickable,
@@ -160,21 +160,11 @@ function build(root, model) {
     ...Object.entries(FAMILIES).map(([key, { kind }]) => [key, text(`${kind} lrq-light`)]),
     ["front", text("theory lrq-light")],
   ]);
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "budget-point",
-      "aria-label": "Budget choisi sur la carte",
-      "aria-valuemin": 1,
-      "aria-valuemax": budgets.length,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot budget", r: 5 }),
+  const handle = grip(
+    "budget-point",
+    "Budget choisi sur la carte",
+    "budget",
+    { "aria-valuemin": 1, "aria-valuemax": budgets.length },
   );
   const plot = element(
     "svg",

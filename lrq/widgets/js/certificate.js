@@ -4,10 +4,15 @@ import * as numerics from "./numerics.js";
 
 const LIMIT = 1e-5;
 
+/** Une liste de nombres devient un tableau typé, une liste de listes garde sa forme. */
+const typed = (value) =>
+  !Array.isArray(value) ? value : Array.isArray(value[0]) ? value.map(typed) : Float64Array.from(value);
+
 /** Rejoue un vecteur témoin ; rend ce que trouve JavaScript, à plat. */
 function replay({ function: name, arguments: values }) {
-  const found = numerics[name](...values.map((value) => (Array.isArray(value) ? Float64Array.from(value) : value)));
-  if (typeof found === "number") return [found];
+  const found = numerics[name](...values.map(typed));
+  if (typeof found !== "object") return [Number(found)];
+  if (ArrayBuffer.isView(found[0])) return found.flatMap((part) => Array.from(part));
   return found.codes ? [...found.codes, ...found.scales, ...(found.zeros ?? [])] : Array.from(found);
 }
 

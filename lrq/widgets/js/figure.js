@@ -21,9 +21,13 @@ export function set(node, attributes) {
 
 /** Un nombre à la française, à `digits` décimales, ou au plus si `least` en demande moins : 10 616 832 ; 0,954 ; −3. */
 export function fr(value, digits = 0, least = digits) {
-  const format = new Intl.NumberFormat("fr-FR", { minimumFractionDigits: least, maximumFractionDigits: digits });
-  return format.format(value).replace("-", "−");
+  const key = `${digits} ${least}`;
+  if (!formats.has(key))
+    formats.set(key, new Intl.NumberFormat("fr-FR", { minimumFractionDigits: least, maximumFractionDigits: digits }));
+  return formats.get(key).format(value).replace("-", "−");
 }
+
+const formats = new Map(); // en créer un coûte cent fois plus que s'en servir
 
 /** Un pourcentage ; ce qui n'est ni nul ni entier ne s'arrondit jamais à 0 ou à 100, et près d'un seuil (10, 90 ou
  *  99 %), une décimale de plus dit de quel côté l'on est. */
@@ -75,6 +79,16 @@ export function decode(view, Type, length) {
   const numbers = new Type(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
   if (numbers.length !== length) throw new Error(`${numbers.length} nombres reçus, ${length} attendus`);
   return numbers;
+}
+
+/** Ce que `analyse(choix, nombres)` tire de chaque matrice de la figure, par nom ; `count(choix)` dit combien de nombres
+ *  de `_values` sont les siens. */
+export function analysed(model, count, analyse) {
+  const choices = model.get("_choices");
+  const ends = [];
+  for (const choice of choices) ends.push((ends.at(-1) ?? 0) + count(choice));
+  const values = decode(model.get("_values"), Float32Array, ends.at(-1));
+  return new Map(choices.map((choice, i) => [choice.name, analyse(choice, values.subarray(ends[i - 1] ?? 0, ends[i]))]));
 }
 
 // --- Échelles et axes --------------------------------------------------------------------------------------------------
@@ -165,6 +179,12 @@ export function possible(model, trait, nearest) {
   return value;
 }
 
+/** Une fonction qui écrit des traits dans le modèle, tous à la fois. */
+export const keeper = (model) => (traits) => {
+  for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
+  model.save_changes();
+};
+
 /** De plusieurs valeurs, la plus proche. */
 export const closest = (values, wanted) =>
   values.reduce((found, value) => (Math.abs(value - wanted) < Math.abs(found - wanted) ? value : found));
@@ -227,6 +247,17 @@ export function menu(control, label, options, onChoose) {
       select.value = value;
     },
   };
+}
+
+/** Une poignée à poser sur un dessin, de la couleur `kind` ; `range` : ses bornes, en attributs ARIA. */
+export function grip(control, label, kind, range) {
+  return element(
+    "g",
+    { class: "lrq-handle", role: "slider", tabindex: 0, "data-control": control, "aria-label": label, ...range, ...KEYS },
+    element("circle", { class: "lrq-reach", r: 22 }),
+    element("circle", { class: "lrq-grip", r: 10 }),
+    element("circle", { class: `lrq-dot ${kind}`, r: 5 }),
+  );
 }
 
 /** Choisit à la main sur un dessin : `pick(x, y)` à chaque position, en pixels du dessin ; `remember()`, au début du
@@ -339,8 +370,9 @@ export function onTheme(callback, signal) {
   signal.addEventListener("abort", () => observer.disconnect());
 }
 
-/** Une figure, telle qu'anywidget la veut : `build(root, model)` crée ses éléments et rend `draw(width)`, qui dessine
- *  l'état présent du modèle ; `draw` est rappelé à chaque changement d'un trait de `traits`, de la largeur ou du thème. */
+/** Une figure, telle qu'anywidget la veut : `build(root, model, redraw)` crée ses éléments et rend `draw(width)`, qui
+ *  dessine l'état présent du modèle ; `draw` est rappelé à chaque changement d'un trait de `traits`, de la largeur ou du
+ *  thème, et par `redraw()`, quand un calcul s'achève. */
 export const explorer = (options) => ({ render: ({ model, el }) => frame(el, model, options) });
 
 /** Le cadre d'une figure : la racine, un dessin par image au plus, la phrase lue à voix haute, et le ménage. Rend la
@@ -349,7 +381,7 @@ function frame(el, model, { kind, label, traits, build }) {
   const root = element("section", { class: "lrq-explorer", "data-explorer": kind, "aria-label": label });
   const spoken = element("p", { class: "lrq-spoken", "aria-live": "polite" });
   const stop = new AbortController();
-  const draw = build(root, model);
+  const draw = build(root, model, () => schedule());
   root.append(spoken);
   el.append(root);
 

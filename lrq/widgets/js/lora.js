@@ -8,6 +8,7 @@ import {
   element,
   explorer,
   fr,
+  keeper,
   linear,
   listSlider,
   logarithmic,
@@ -16,6 +17,7 @@ import {
   set,
   settle,
 } from "./figure.js";
+import { trainingBytes } from "./numerics.js";
 
 const HEIGHT = 330;
 const MARGIN = { left: 46, right: 62, top: 30, bottom: 44 };
@@ -29,8 +31,6 @@ const TORN = 0.1;
 const PARTS = ["poids", "gradients", "moments d’Adam"];
 const BARS = { height: 22, gap: 14, top: 24, label: 112 };
 
-/** Octets des poids, de leurs gradients et des deux moments d'Adam, en float32. */
-const memory = (frozen, trained) => [4 * (frozen + trained), 4 * trained, 8 * trained];
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const octets = (count) => bytes(8 * count);
 const rate = (lr) => fr(lr, 3, 0);
@@ -97,8 +97,8 @@ function snippet({ rank, scaling, lr, now, total, trained, code }, { alpha, epoc
     `total = sum(p.numel() for p in ${name}.parameters())`,
     "trained = sum(p.numel() for p in lora.parameters() if p.requires_grad)",
     ["print(trained, total)", `${trained} ${total}`],
-    ["print(4 * (total + trained), 4 * trained, 8 * trained)", memory(total, trained).join(" ")],
-    ["print(4 * total, 4 * total, 8 * total)", memory(0, total).join(" ")],
+    ["print(4 * (total + trained), 4 * trained, 8 * trained)", trainingBytes(total, trained).join(" ")],
+    ["print(4 * total, 4 * total, 8 * total)", trainingBytes(0, total).join(" ")],
   ];
 }
 
@@ -113,10 +113,7 @@ function build(root, model) {
   const at = (scaling, lr, rank) =>
     measured[(names.indexOf(scaling) * rates.length + rates.indexOf(lr)) * ranks.length + ranks.indexOf(rank)];
   const full = measured[count];
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const keep = keeper(model);
 
   // Les réglages.
   const slider = listSlider("listed-rank", "Rang r", ranks, (rank) => keep({ rank }));
@@ -335,8 +332,8 @@ function build(root, model) {
       share: trained / network.total,
       network: name,
       code: network.code,
-      lora: memory(network.total, trained),
-      whole: memory(0, network.total),
+      lora: trainingBytes(network.total, trained),
+      whole: trainingBytes(0, network.total),
     };
     drawCurves(width, state);
     drawMemory(width, state);

@@ -119,6 +119,34 @@ export function propagationBound(gains, own) {
   return own.map((added, i) => (bound = gains[i] * bound + added));
 }
 
+/** lrq.combined_error_analysis : ce que font ensemble des erreurs orthogonales ou indépendantes, la racine de la somme de
+ *  leurs carrés. */
+export function quadrature(errors) {
+  return Math.sqrt(errors.reduce((sum, error) => sum + error ** 2, 0));
+}
+
+/** lrq.widgets.lora.training_bytes : octets des poids, de leurs gradients et des deux moments d'Adam, en float32 ; seuls
+ *  les nombres entraînés ont les deux derniers. */
+export function trainingBytes(frozen, trained) {
+  return [4 * (frozen + trained), 4 * trained, 8 * trained];
+}
+
+/** LoRALayer.scale : l'échelle s d'un adaptateur. */
+export function loraScale(alpha, rank, scaling) {
+  return { alpha, "alpha/r": alpha / rank, "alpha/sqrt(r)": alpha / Math.sqrt(rank) }[scaling];
+}
+
+/** lrq.allocate_budget, son premier achat : la place de ce qui rapporte le plus par unité de coût. */
+export function bestPurchase(gains, costs) {
+  const slopes = Array.from(gains, (gain, i) => gain / costs[i]);
+  return slopes.indexOf(Math.max(...slopes));
+}
+
+/** Rang de torch.kron de matrices dont on connaît les rangs. */
+export function kroneckerRank(ranks) {
+  return ranks.reduce((product, rank) => product * rank, 1);
+}
+
 /** Arrondit au plus proche, les moitiés vers le pair : torch.round, que Math.round n'imite pas. Au-delà de 1,5 · 2⁵², un
  *  float64 n'a plus que des entiers, et l'addition arrondit ; pour abs(x) < 2⁵¹. */
 export function roundHalfEven(x) {
@@ -339,6 +367,183 @@ export function reconstruct(U, coordinates, m, n, rank) {
     W.set(row, i * n);
   }
   return W;
+}
+
+// --- Le réseau des chiffres -------------------------------------------------------------------------------------------
+// Une image y est rangée (ligne, colonne, canal), et un noyau (position, entrée, sortie) : la boucle la plus courte suit
+// alors deux suites de nombres voisins.
+
+/** lrq.unpack_bits, sans signe : `count` entiers de `bits` bits, serrés par octets. */
+export function unpackBits(packed, bits, count) {
+  return Uint8Array.from({ length: count }, (_, i) => {
+    const start = i * bits;
+    const pair = packed[start >> 3] | ((packed[(start >> 3) + 1] ?? 0) << 8);
+    return (pair >> (start & 7)) & (2 ** bits - 1);
+  });
+}
+
+/** Le second facteur B (p, n) de W ≈ A B, le premier connu, A (m, p), aux colonnes orthogonales : bₖ = Wᵀaₖ/‖aₖ‖²
+ *  (lrq.svd.balanced_factors). */
+export function secondFactor(A, W, m, n) {
+  const p = A.length / m;
+  const squares = new Float64Array(p);
+  for (let i = 0; i < A.length; i++) squares[i % p] += A[i] ** 2;
+  return Float32Array.from(project(A, W, m, n), (value, i) => value / squares[Math.floor(i / n)]);
+}
+
+/** Une couche (m, n) vaut-elle d'être tronquée au rang r ? (lrq.widgets.network.truncated) */
+export function worthTruncating(m, n, rank) {
+  return rank < breakEvenRank(m, n);
+}
+
+/** Ce qu'applique une couche comprimée, W (m, n) ≈ A (m, p) B (p, n) : ses r filtres (r, n) puis ce qui les recombine
+ *  (m, r) ; W seule, là où deux facteurs pèseraient plus. Réels à 32 bits ; sinon arrondis à la grille, une échelle pour
+ *  chaque matrice ou, `byRow`, pour chacune de ses lignes (lrq.widgets.network.compress). */
+export function compressedLayer(W, A, B, m, n, rank, bits, byRow) {
+  const p = A.length / m;
+  const parts = worthTruncating(m, n, rank)
+    ? [
+        [B.slice(0, rank * n), rank],
+        [A.filter((_, i) => i % p < rank), m],
+      ]
+    : [[W, m]];
+  return parts.map(([part, rows]) => {
+    if (bits > 8) return part;
+    const { codes, scales } = quantizeUniform(Float32Array.from(part), bits, byRow ? rows : 1);
+    return dequantize(codes, scales);
+  });
+}
+
+/** Bits qu'occupe cette couche, échelles comprises, biais non compris (lrq.stored_bytes). */
+export function compressedBits(m, n, rank, bits, byRow) {
+  if (worthTruncating(m, n, rank)) return factorBits(m, n, rank, bits, byRow ? m + rank : 2);
+  return bits > 8 ? 32 * m * n : storedBits(m * n, bits, byRow ? m : 1, true);
+}
+
+/** Des poids (sortie, entrée, position) rangés (position, entrée, sortie) : torch.Tensor.permute(2, 1, 0). */
+export function arrange(weights, outputs, inputs, positions) {
+  const kernel = new Float64Array(weights.length);
+  let place = 0;
+  for (let position = 0; position < positions; position++)
+    for (let input = 0; input < inputs; input++)
+      for (let output = 0; output < outputs; output++)
+        kernel[place++] = weights[(output * inputs + input) * positions + position];
+  return kernel;
+}
+
+/** torch.nn.functional.conv2d, de pas 1, bordée de zéros pour garder sa taille (padding = k // 2). En chaque point, on
+ *  retient les entrées non nulles (après un ReLU, une sur deux), puis on les ajoute quatre par quatre. */
+export function convolve(x, size, kernel, inputs, outputs, bias = null) {
+  const k = Math.sqrt(kernel.length / (inputs * outputs));
+  const margin = (k - 1) / 2;
+  const y = new Float64Array(size * size * outputs);
+  const values = new Float64Array(k * k * inputs + 3);
+  const starts = new Int32Array(values.length);
+  for (let row = 0; row < size; row++)
+    for (let column = 0; column < size; column++) {
+      let count = 0;
+      for (let i = Math.max(0, margin - row); i < Math.min(k, size + margin - row); i++)
+        for (let j = Math.max(0, margin - column); j < Math.min(k, size + margin - column); j++) {
+          const from = ((row + i - margin) * size + column + j - margin) * inputs;
+          for (let input = 0; input < inputs; input++) {
+            if (x[from + input] === 0) continue;
+            values[count] = x[from + input];
+            starts[count++] = ((i * k + j) * inputs + input) * outputs;
+          }
+        }
+      values.fill(0, count, count + 3);
+      const to = (row * size + column) * outputs;
+      if (bias) y.set(bias, to);
+      for (let part = 0; part < count; part += 4) {
+        const [v0, v1, v2, v3] = [values[part], values[part + 1], values[part + 2], values[part + 3]];
+        let [s0, s1, s2, s3] = [starts[part], starts[part + 1], starts[part + 2], starts[part + 3]];
+        for (let output = to; output < to + outputs; output++)
+          y[output] += v0 * kernel[s0++] + v1 * kernel[s1++] + v2 * kernel[s2++] + v3 * kernel[s3++];
+      }
+    }
+  return y;
+}
+
+/** max_pool2d(relu(x), 2) de torch.nn.functional : le plus grand de chaque carré de quatre, ou zéro. */
+export function reluPool(x, size, channels) {
+  const half = size / 2;
+  const y = new Float64Array(half * half * channels);
+  for (let row = 0; row < half; row++)
+    for (let column = 0; column < half; column++)
+      for (let channel = 0; channel < channels; channel++) {
+        const a = (2 * row * size + 2 * column) * channels + channel;
+        const b = a + size * channels;
+        const largest = Math.max(0, x[a], x[a + channels], x[b], x[b + channels]);
+        y[(row * half + column) * channels + channel] = largest;
+      }
+  return y;
+}
+
+/** Les scores d'une image carrée (lrq.models.DigitsCNN) : des convolutions 3×3 suivies d'un ReLU et d'un maximum, puis
+ *  une couche dense, qui est une convolution 1×1 sur une image d'un seul point. `layers` : d'une couche, son noyau ou
+ *  ses deux noyaux ; `biases` : le biais de chacune. */
+export function networkScores(image, layers, biases) {
+  let [x, size, inputs] = [image, Math.sqrt(image.length), 1];
+  layers.forEach((kernels, i) => {
+    const dense = i === layers.length - 1;
+    if (dense) [size, inputs] = [1, x.length];
+    kernels.forEach((kernel, j) => {
+      const last = j === kernels.length - 1;
+      const outputs = last ? biases[i].length : kernel.length / (inputs * (dense ? 1 : 9));
+      x = convolve(x, size, kernel, inputs, outputs, last ? biases[i] : null);
+      inputs = outputs;
+    });
+    if (dense) return;
+    x = reluPool(x, size, inputs);
+    size /= 2;
+  });
+  return x;
+}
+
+/** torch.argmax : la place du plus grand nombre ; à égalité, la première. */
+export function argmax(values) {
+  return values.indexOf(Math.max(...values));
+}
+
+/** Combien d'images de chaque chiffre (ligne) ont été lues comme chaque chiffre (colonne), à plat
+ *  (NetworkExplorer.confusion). */
+export function confusionMatrix(labels, predictions) {
+  const counts = new Uint16Array(100);
+  labels.forEach((label, i) => counts[10 * label + predictions[i]]++);
+  return counts;
+}
+
+const [FINE, PEN, BODY] = [32, 5.5, 24];
+
+/** Des traits, chacun une suite de x, y, tels que les voit le réseau (lrq.widgets.network.ink) : 8×8 comptes, de 0 à 16.
+ *  Agrandis jusqu'en haut et en bas de 32×32 points, resserrés au-delà de 24 de large, tracés d'une plume ronde, puis
+ *  comptés par carrés de 4×4. */
+export function ink(strokes) {
+  const [xs, ys] = [0, 1].map((side) =>
+    strokes.flatMap((stroke) => Array.from(stroke).filter((_, i) => i % 2 === side)),
+  );
+  const [left, right, top, bottom] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const [width, height] = [right - left, bottom - top];
+  const tall = (FINE - PEN) / Math.max(height, width / 2, 1e-9);
+  const wide = Math.min((BODY - PEN) / Math.max(width, 1e-9), tall);
+  const across = (x) => FINE / 2 + (x - (left + right) / 2) * wide;
+  const down = (y) => FINE / 2 + (y - (top + bottom) / 2) * tall;
+  const counts = new Uint8Array(64);
+  const inked = new Uint8Array(FINE * FINE);
+  for (const stroke of strokes)
+    for (let i = 0; i < stroke.length; i += 2) {
+      const [x, y] = [across(stroke[i]), down(stroke[i + 1])];
+      const [dx, dy] = i + 2 < stroke.length ? [across(stroke[i + 2]) - x, down(stroke[i + 3]) - y] : [0, 0];
+      const length = dx * dx + dy * dy;
+      for (let place = 0; place < FINE * FINE; place++) {
+        const [px, py] = [(place % FINE) + 0.5 - x, Math.floor(place / FINE) + 0.5 - y];
+        const along = length > 0 ? Math.min(Math.max((px * dx + py * dy) / length, 0), 1) : 0;
+        if (inked[place] || (px - along * dx) ** 2 + (py - along * dy) ** 2 > (PEN / 2) ** 2) continue;
+        inked[place] = 1;
+        counts[8 * Math.floor(place / (4 * FINE)) + Math.floor((place % FINE) / 4)]++;
+      }
+    }
+  return counts;
 }
 
 /** Plus grand écart relatif entre ce que JavaScript et PyTorch rendent : terme à terme, ou rapporté au plus grand terme

@@ -7,6 +7,7 @@ import {
   element,
   explorer,
   fr,
+  keeper,
   listSlider,
   logarithmic,
   possible,
@@ -139,10 +140,7 @@ function build(root, model) {
   const [a, b, c] = layers.map(({ ranks }) => ranks.length);
   const measured = analyse(layers, decode(model.get("_values"), Float32Array, a + a * b + 2 * a * b * c));
   const whole = layers.map(({ ranks }) => ranks.at(-1));
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const keep = keeper(model);
   const said = (rank, i) => (rank === whole[i] ? "entière" : `rang\u00a0${fr(rank)}`);
 
   const prompt = element("p", { class: "lrq-prompt" }, model.get("_prompt"));

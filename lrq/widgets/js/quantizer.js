@@ -1,13 +1,14 @@
 // Des poids réels sur la grille d'un quantificateur : ce que chaque bit en garde, et ce qu'il coûte.
 import {
-  KEYS,
+  analysed,
   clamp,
   codePanel,
   curve,
-  decode,
   element,
   explorer,
   fr,
+  grip,
+  keeper,
   linear,
   logarithmic,
   menu,
@@ -210,19 +211,8 @@ function snippet({ code, x }, { granularity, symmetric, clipping, place }, { bit
 
 function build(root, model) {
   const choices = model.get("_choices");
-  const total = choices.reduce((sum, { rows, columns }) => sum + rows * columns, 0);
-  const values = decode(model.get("_values"), Float32Array, total);
-  const analyses = new Map();
-  let offset = 0;
-  for (const choice of choices) {
-    const end = offset + choice.rows * choice.columns;
-    analyses.set(choice.name, analyse(choice, values.subarray(offset, end)));
-    offset = end;
-  }
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const analyses = analysed(model, ({ rows, columns }) => rows * columns, analyse);
+  const keep = keeper(model);
   const allowed = (current, granularity) => (current.refused.includes(granularity) ? "row" : granularity);
 
   // Les réglages. Changer de matrice ou de partage change de blocs : on montre alors le plus étiré.
@@ -292,21 +282,11 @@ function build(root, model) {
   const lines = { theory: line("theory"), plain: line("error faded"), error: line("error") };
   const dots = element("g");
   const labels = { here: text("error"), theory: text("theory"), plain: text("error faded") };
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "bits-point",
-      "aria-label": "Nombre de bits, choisi sur le dessin",
-      "aria-valuemin": 1,
-      "aria-valuemax": 8,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot error", r: 5 }),
+  const handle = grip(
+    "bits-point",
+    "Nombre de bits, choisi sur le dessin",
+    "error",
+    { "aria-valuemin": 1, "aria-valuemax": 8 },
   );
   const plot = element(
     "svg",

@@ -9,6 +9,8 @@ import {
   element,
   explorer,
   fr,
+  grip,
+  keeper,
   listSlider,
   logarithmic,
   pickable,
@@ -103,10 +105,7 @@ function build(root, model) {
       analyse(choice, settings, values.subarray(4 * each * i, 4 * each * (i + 1))),
     ]),
   );
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const keep = keeper(model);
 
   // La matrice.
   const id = unique("matrice");
@@ -134,22 +133,11 @@ function build(root, model) {
     lines: settings.n_iter.map(() => text("error")),
     start: text("error"),
   };
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "point",
-      "aria-label":
-        "Réglage choisi sur le dessin (à gauche et à droite, le suréchantillonnage ; vers le bas, une itération de plus)",
-      "aria-valuemin": 1,
-      "aria-valuemax": settings.oversample.length * settings.n_iter.length,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot error", r: 5 }),
+  const handle = grip(
+    "point",
+    "Réglage choisi sur le dessin (à gauche et à droite, le suréchantillonnage ; vers le bas, une itération de plus)",
+    "error",
+    { "aria-valuemin": 1, "aria-valuemax": settings.oversample.length * settings.n_iter.length },
   );
   const plot = element(
     "svg",

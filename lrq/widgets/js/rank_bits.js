@@ -1,21 +1,21 @@
 // Rang et bits à la fois : la carte des erreurs, ce que pèse chaque paire et, à poids égal, les deux autres façons.
 import {
-  KEYS,
+  analysed,
   bytes,
   clamp,
   codePanel,
   curve,
-  decode,
   element,
   explorer,
   fr,
+  grip,
+  keeper,
   listSlider,
   logarithmic,
   menu,
   pickable,
   possible,
   powers,
-  quantity,
   set,
   settle,
   slider,
@@ -213,19 +213,8 @@ function snippet({ code }, point, best, winner) {
 
 function build(root, model) {
   const choices = model.get("_choices");
-  const total = choices.reduce((sum, choice) => sum + count(choice), 0);
-  const values = decode(model.get("_values"), Float32Array, total);
-  const analyses = new Map();
-  let offset = 0;
-  for (const choice of choices) {
-    const end = offset + count(choice);
-    analyses.set(choice.name, analyse(choice, values.subarray(offset, end)));
-    offset = end;
-  }
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const analyses = analysed(model, count, analyse);
+  const keep = keeper(model);
   const current = () => analyses.get(model.get("matrix"));
 
   // Les réglages.
@@ -277,20 +266,11 @@ function build(root, model) {
     here: text("rank"),
     front: text(""),
   };
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "map-point",
-      "aria-label": "Paire choisie sur la carte (à gauche et à droite, le rang ; en haut et en bas, les bits)",
-      "aria-valuemin": 1,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot rank", r: 5 }),
+  const handle = grip(
+    "map-point",
+    "Paire choisie sur la carte (à gauche et à droite, le rang ; en haut et en bas, les bits)",
+    "rank",
+    { "aria-valuemin": 1 },
   );
   const plot = element(
     "svg",

@@ -1,13 +1,14 @@
 // Débit et distorsion : l'erreur de chaque recette selon ses bits par poids, et les deux bornes de la théorie.
 import {
-  KEYS,
+  analysed,
   clamp,
   codePanel,
   curve,
-  decode,
   element,
   explorer,
   fr,
+  grip,
+  keeper,
   linear,
   logarithmic,
   menu,
@@ -240,19 +241,8 @@ function snippet(matrix, budget, recipe, point) {
 
 function build(root, model) {
   const choices = model.get("_choices");
-  const total = choices.reduce((sum, choice) => sum + count(choice), 0);
-  const values = decode(model.get("_values"), Float32Array, total);
-  const analyses = new Map();
-  let offset = 0;
-  for (const choice of choices) {
-    const end = offset + count(choice);
-    analyses.set(choice.name, analyse(choice, values.subarray(offset, end)));
-    offset = end;
-  }
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const analyses = analysed(model, count, analyse);
+  const keep = keeper(model);
   const toBudget = (tenths) => keep({ budget: clamp(tenths, ...TENTHS) / 10 });
 
   // Les réglages.
@@ -297,21 +287,11 @@ function build(root, model) {
     water: text("theory"),
     ...Object.fromEntries(Object.entries(RECIPES).map(([key, { kind }]) => [key, text(kind)])),
   };
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "rate-point",
-      "aria-label": "Budget, en bits par poids, choisi sur le dessin",
-      "aria-valuemin": TENTHS[0] / 10,
-      "aria-valuemax": TENTHS[1] / 10,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot budget", r: 5 }),
+  const handle = grip(
+    "rate-point",
+    "Budget, en bits par poids, choisi sur le dessin",
+    "budget",
+    { "aria-valuemin": TENTHS[0] / 10, "aria-valuemax": TENTHS[1] / 10 },
   );
   const plot = element(
     "svg",

@@ -1,16 +1,17 @@
 // Le train de tenseurs : une chaîne de cœurs, dessinée et pesée, et ce qu'elle perd à côté de la SVD.
 import {
-  KEYS,
+  analysed,
   bytes,
   clamp,
   closest,
   codePanel,
   compare,
   curve,
-  decode,
   element,
   explorer,
   fr,
+  grip,
+  keeper,
   linear,
   listSlider,
   logarithmic,
@@ -165,19 +166,8 @@ function snippet({ code }, { rank, bits, shapes, size, error, inputs, outputs, s
 
 function build(root, model) {
   const choices = model.get("_choices");
-  const total = sum(choices.map(count));
-  const values = decode(model.get("_values"), Float32Array, total);
-  const analyses = new Map();
-  let offset = 0;
-  for (const choice of choices) {
-    const end = offset + count(choice);
-    analyses.set(choice.name, analyse(choice, values.subarray(offset, end)));
-    offset = end;
-  }
-  const keep = (traits) => {
-    for (const [trait, value] of Object.entries(traits)) model.set(trait, value);
-    model.save_changes();
-  };
+  const analyses = analysed(model, count, analyse);
+  const keep = keeper(model);
   const current = () => analyses.get(model.get("matrix"));
   const ladder = () => current().trains.get(model.get("n_cores")).ranks;
   /** Change de matrice ou de découpage, au rang le plus proche. */
@@ -214,21 +204,7 @@ function build(root, model) {
   const dots = element("g", silent);
   const labels = { here: text("rank"), svd: text(""), alone: text("budget"), dense: text("theory") };
   const named = options.map(() => text("rank lrq-light"));
-  const handle = element(
-    "g",
-    {
-      class: "lrq-handle",
-      role: "slider",
-      tabindex: 0,
-      "data-control": "train-point",
-      "aria-label": "Rang choisi sur le dessin",
-      "aria-valuemin": 1,
-      ...KEYS,
-    },
-    element("circle", { class: "lrq-reach", r: 22 }),
-    element("circle", { class: "lrq-grip", r: 10 }),
-    element("circle", { class: "lrq-dot rank", r: 5 }),
-  );
+  const handle = grip("train-point", "Rang choisi sur le dessin", "rank", { "aria-valuemin": 1 });
   const plot = element(
     "svg",
     { class: "lrq-plot", height: HEIGHT, role: "group" },
