@@ -141,17 +141,21 @@ def test_zero_weights_stay_zero(n_bits, symmetric, correlated):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_input_and_dead_columns_are_enough(dtype, randn):
-    """C de rang 1, dont une moitié est nulle : rien n'est infini, et les colonnes jamais vues sont au plus près."""
-    W, x = randn(5, 12, dtype=dtype), randn(1, 12, dtype=torch.float64)
-    x[:, ::2] = 0
-    quantizer = UniformQuantizer(4, granularity=PerGroup(4))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        stored = gptq(W, x, quantizer)
-    nearest = quantizer.compress(W)
-    assert torch.equal(stored.codes()[:, ::2], nearest.codes()[:, ::2])
-    E, N = (torch.as_tensor(W.double() - t.dequantize().double()) for t in (stored, nearest))
-    assert float((E @ x.T).norm()) < 0.5 * float((N @ x.T).norm())
+    """C de rang 1, dont une moitié est nulle : rien n'est infini, et les colonnes jamais vues sont au plus près.
+
+    Un dernier poids écrêté peut coûter plus que l'arrondi : c'est sur dix tirages que le report gagne à coup sûr.
+    """
+    quantizer, losses = UniformQuantizer(4, granularity=PerGroup(4)), torch.zeros(2, dtype=torch.float64)
+    for _ in range(10):
+        W, x = randn(5, 12, dtype=dtype), randn(1, 12, dtype=torch.float64)
+        x[:, ::2] = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            stored = gptq(W, x, quantizer)
+        nearest = quantizer.compress(W)
+        assert torch.equal(stored.codes()[:, ::2], nearest.codes()[:, ::2])
+        losses += torch.stack([((W.double() - t.dequantize().double()) @ x.T).norm() for t in (stored, nearest)])
+    assert losses[0] < 0.5 * losses[1]
 
 
 def test_damping_decides_how_much_is_carried_over(correlated, randn):
