@@ -160,8 +160,8 @@ def every_number_is_said(request):
 
 
 def fr(value, digits=0):
-    """Un nombre à la française : 1 234,5."""
-    return f"{value:,.{digits}f}".replace(",", " ").replace(".", ",")
+    """Un nombre à la française : −1 234,5."""
+    return f"{value:,.{digits}f}".translate(str.maketrans(",.-", " ,−"))
 
 
 def test_entries_and_tests_are_the_same():
