@@ -143,7 +143,7 @@ def matrices(file: Any, options: argparse.Namespace) -> list[str]:
         raise ValueError(f"{options.entree} : aucune matrice de poids (« ….weight », à deux dimensions).")
     for pattern in (*options.layers, *getattr(options, "exclude", ())):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"le motif {pattern!r} ne désigne aucune couche ; il y a {listed(names)}.")
+            raise ValueError(f"le motif {pattern!r} ne désigne aucune couche ; noms : {listed(names)}.")
     return [
         name
         for name in names
@@ -208,10 +208,13 @@ def compress_file(options: argparse.Namespace) -> None:
 def aliases(file: Any, path: Path, names: Sequence[str]) -> dict[str, str]:
     """Les tenseurs qu'un fichier de save_weights n'a écrits qu'une fois : second nom → premier."""
     described = (file.metadata() or {}).get("lrq", "{}" + 64 * " ")[:-64]
-    recorded = json.loads(described)
+    try:
+        recorded = json.loads(described)
+        found = dict(recorded.get("alias", {}))
+    except (ValueError, AttributeError, TypeError):
+        raise ValueError(f"{path} : sa métadonnée « lrq » n'est pas de save_weights.") from None
     if recorded.get("layers"):
         raise ValueError(f"{path} : ce réseau est déjà comprimé.")
-    found = dict(recorded.get("alias", {}))
     for second, first in found.items():
         if first.removesuffix(".weight") in names:
             raise ValueError(f"{path} : {second} est le même tenseur que {first} ; donnez --exclude {first[:-7]}.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .svd import to_dtype, truncated_svd, working_dtype
-from .validation import check_matrix, check_names, check_rank, check_tensor, is_finite
+from .validation import check_matrix, check_names, check_rank, check_tensor, is_finite, outside
 
 CHUNK = 2048  # entrées mises en attente avant d'être multipliées : un grand produit coûte moins que mille petits
 FLOOR = 1e-12  # part de la plus grande variance au-dessous de laquelle une direction compte comme jamais vue
@@ -90,7 +90,7 @@ class Calibration:
             warnings.warn(
                 f"calibration : ses {self.count} entrées n'occupent que {known} direction(s) sur {len(variances)} ; "
                 "hors d'elles, rien ne guide l'approximation.",
-                stacklevel=4,  # la ligne qui appelle activation_aware_svd
+                stacklevel=outside(),
             )
         return directions * variances.clamp_min(floor).sqrt()
 
@@ -115,6 +115,7 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     ValueError
         Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
     """
+    modules_of(model, names)  # refuse d'abord
     waiting: dict[str, list[Tensor]] = {name: [] for name in names}
     totals: dict[str, Tensor] = {}
     counts = dict.fromkeys(waiting, 0)
@@ -137,6 +138,15 @@ def calibrate(model: nn.Module, names: Collection[str], run: Callable[[], object
     return {name: Calibration.from_sum(totals[name], counts[name], f"run, couche {name!r}") for name in waiting}
 
 
+def modules_of(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
+    """Tous les modules d'un réseau, par nom, une fois vérifié que `names` en désigne."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model : reçu {type(model).__name__}, attendu nn.Module.")
+    modules = dict(model.named_modules(remove_duplicate=False))
+    check_names(names, modules, "un module")
+    return modules
+
+
 def listen(
     model: nn.Module, names: Collection[str], run: Callable[[], object], receive: Callable[[str, Tensor], None]
 ) -> None:
@@ -147,16 +157,19 @@ def listen(
     ValueError
         Un nom ne désigne aucun module, ou une couche n'a reçu aucune entrée.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
-    check_names(names, modules, "un module")
+    modules = modules_of(model, names)
+    if not callable(run):
+        raise TypeError(f"run : reçu {type(run).__name__}, attendu une fonction sans argument : lambda: model(x).")
     silent = set(names)
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
         def hear(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            x = (args[0] if args else kwargs["input"]).detach()
+            x = args[0] if args else kwargs.get("input")
+            if not isinstance(x, Tensor):
+                raise TypeError(f"names : {name!r} reçoit {type(x).__name__} pour première entrée, attendu un tenseur.")
             if x.numel():
                 silent.discard(name)
-                receive(name, x)
+                receive(name, x.detach())
 
         return hear
 
@@ -207,6 +220,12 @@ def activation_aware_svd(W: Tensor, rank: int, calibration: Tensor | Calibration
     U, _, _ = truncated_svd(x @ calibration.root.to(W.device), rank)  # (m, n) @ (n, n)
     projected, S, Vh = truncated_svd(U.T @ x, rank)  # (r, m) @ (m, n) : sa SVD donne celle de U Uᵀ W
     return (U @ projected).to(W.dtype), to_dtype(S, W.dtype), Vh.to(W.dtype)
+
+
+def output_energy(W: Tensor, seen: Calibration | None) -> float:
+    """L'énergie moyenne des sorties W x, tr(W C Wᵀ) ; sans calibration, celle des poids."""
+    W = W.double()
+    return max(0.0, float(((W if seen is None else W @ seen.second_moment.to(W.device)) * W).sum()))
 
 
 def decompose(W: Tensor, rank: int, calibration: Tensor | Calibration | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,6 +85,8 @@ def target_names(model: nn.Module, targets: Targets) -> list[str]:
     names = adaptable_names(model)
     if any(isinstance(module, LoRALayer) for module in model.modules()):
         raise ValueError("model : reçu un réseau déjà adapté ; pour un adaptateur de plus, appelez add_adapter.")
+    if not names:
+        raise ValueError("model : rien à adapter, attendu au moins une nn.Linear, nn.Conv2d ou couche comprimée.")
     if targets is None:
         found = names
     elif isinstance(targets, str):
@@ -101,10 +103,10 @@ def target_names(model: nn.Module, targets: Targets) -> list[str]:
             raise TypeError(f"target_modules : reçu {targets!r}, attendu des noms, une expression rationnelle ou None.")
         for target in targets:
             if not any(ends_with(name, target) for name in names):
-                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; il y a {listed(names)}.")
+                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; noms : {listed(names)}.")
         found = [name for name in names if any(ends_with(name, target) for target in targets)]
     if not found:
-        raise ValueError(f"target_modules : {targets!r} ne désigne aucune couche ; il y a {listed(names)}.")
+        raise ValueError(f"target_modules : {targets!r} ne désigne aucune couche ; noms : {listed(names)}.")
     return found
 
 
@@ -209,7 +211,7 @@ def set_adapter(model: nn.Module, name: str | Mapping[str, float]) -> None:
     weights = adapter_weights(name)
     for each in weights:
         if each not in known:
-            raise ValueError(f"name : pas d'adaptateur {each!r} ; il y a {listed(known)}.")
+            raise ValueError(f"name : pas d'adaptateur {each!r} ; noms : {listed(known)}.")
     for layer in layers.values():
         layer.check_weights({each: weight for each, weight in weights.items() if each in layer.adapters})
     for layer in layers.values():
@@ -231,7 +233,7 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     """
     holders = [layer for layer in lora_layers(model).values() if name in list(layer.adapters)]
     if not holders:
-        raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {listed(adapter_names(model))}.")
+        raise ValueError(f"name : pas d'adaptateur {name!r} ; noms : {listed(adapter_names(model))}.")
     for layer in sorted(holders, key=lambda layer: name not in layer.active):  # les refus d'abord
         layer.delete_adapter(name)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .validation import check_integer, check_positive, check_spectrum
+from .validation import check_integer, check_mapping, check_positive, check_spectrum
 
 
 def gavish_donoho_rank(S: Tensor, m: int, n: int, noise: float | None = None) -> int:
@@ -108,6 +108,8 @@ def allocate_ranks(spectra: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
         pour le rang 1 partout.
     """
     budget = check_integer(budget, "budget")
+    for argument, named in (("spectra", spectra), ("shapes", shapes)):
+        check_mapping(named, argument)
     if spectra.keys() != shapes.keys() or not spectra:
         raise ValueError(f"shapes : reçu les noms {sorted(shapes)}, attendu ceux de spectra, {sorted(spectra)}.")
     energies = {name: check_spectrum(S, f"spectra[{name!r}]") ** 2 for name, S in spectra.items()}
@@ -168,7 +170,7 @@ def allocate_budget(options: Mapping[str, Sequence[Option]], budget: int) -> dic
     ValueError
         Une couche sans option, une perte négative ou non finie, ou un budget que dépassent les moins chères.
     """
-    budget = check_integer(budget, "budget")
+    budget, options = check_integer(budget, "budget"), check_mapping(options, "options")
     hulls = {name: convex_hull(choices, name) for name, choices in options.items()}
     if not hulls:
         raise ValueError("options : aucune couche, attendu au moins une.")

@@ -5,7 +5,7 @@ Partout, E = W − Ŵ est l'écart des poids. Sa norme de Frobenius compte tous 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -338,6 +338,9 @@ def propagation_bound(gains: Sequence[float], own_errors: Sequence[float]) -> li
     TypeError, ValueError
         Autant de gains que d'erreurs, tous finis et positifs, sont attendus.
     """
+    for name, values in (("gains", gains), ("own_errors", own_errors)):
+        if not isinstance(values, Sized):
+            raise TypeError(f"{name} : reçu {type(values).__name__}, attendu une liste de nombres.")
     if len(gains) != len(own_errors):
         raise ValueError(f"own_errors : reçu {len(own_errors)} valeurs, attendu {len(gains)}, autant que de gains.")
     for name, values in (("gains", gains), ("own_errors", own_errors)):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from .svd import share_singular_values, working_dtype
+from .svd import share_singular_values, to_dtype, working_dtype
 from .tensor_train import check_cores, tt_orthogonalize
 from .tucker import check_tucker
 from .validation import check_choice, check_integer, check_matrix
@@ -40,7 +40,7 @@ def balance_factors(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     (Q, A), (P, B) = (torch.linalg.qr(t.to(working_dtype(t))) for t in (U, V))  # (m, r) (r, r), (n, r) (r, r)
     left, S, right = torch.linalg.svd(A @ B.T)  # la SVD du produit, réduite à (r, r)
     X, Y = share_singular_values(Q @ left, S, right @ P.T)
-    return X.to(U.dtype), Y.to(V.dtype)
+    return to_dtype(X, U.dtype, "U"), to_dtype(Y, V.dtype, "V")
 
 
 def rotate_factors(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,8 @@ def rotate_factors(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     """
     U, V = check_factors(U, V)
     R = cosine_rotation(U.shape[1]).to(U.device)
-    return tuple((t.to(working_dtype(t)) @ R.to(working_dtype(t))).to(t.dtype) for t in (U, V))  # type: ignore[return-value]
+    X, Y = (t.to(working_dtype(t)) @ R.to(working_dtype(t)) for t in (U, V))
+    return to_dtype(X, U.dtype, "U"), to_dtype(Y, V.dtype, "V")
 
 
 def cosine_rotation(rank: int) -> Tensor:
@@ -118,7 +119,7 @@ def balance_cores(cores: Iterable[Tensor]) -> list[Tensor]:
         chain[k] = scaled(1 / before, U.reshape(*chain[k].shape[:-1], -1), root)
         before = root
     chain[-1] = scaled(1 / before, chain[-1], torch.ones_like(before[:1]))
-    return [core.to(cores[0].dtype).contiguous() for core in chain]
+    return [to_dtype(core, cores[0].dtype, f"cores[{k}]").contiguous() for k, core in enumerate(chain)]
 
 
 def scaled(left: Tensor, core: Tensor, right: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ def rotate_cores(cores: Iterable[Tensor]) -> list[Tensor]:
     for k in range(len(chain) - 1):
         R = cosine_rotation(chain[k].shape[-1]).to(chain[k])
         chain[k], chain[k + 1] = chain[k] @ R, torch.tensordot(R.T, chain[k + 1], 1)
-    return [core.to(cores[0].dtype) for core in chain]
+    return [to_dtype(core, cores[0].dtype, f"cores[{k}]") for k, core in enumerate(chain)]
 
 
 def rotate_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -167,7 +168,7 @@ def rotate_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list
         R = cosine_rotation(U.shape[1]).to(turned)
         turned = torch.tensordot(turned, R, ([0], [0]))  # l'indice qui part en tête revient en queue
         rotated.append((U.detach().to(R.dtype) @ R).to(U.dtype))
-    return turned.to(core.dtype).contiguous(), rotated
+    return to_dtype(turned, core.dtype, "core").contiguous(), rotated
 
 
 def regauge(cores: Iterable[Tensor], gauge: str) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .activation import Calibration
-from .quantizers import QuantizedTensor, UniformQuantizer
+from .quantizers import QuantizedTensor, UniformQuantizer, check_quantizer
 from .validation import check_matrix, check_positive
 
 BLOCK = 128  # colonnes dont les reports vers la droite attendent d'être faits d'un seul produit
@@ -40,13 +40,14 @@ def gptq(
     Raises
     ------
     TypeError, ValueError
-        Poids ou calibration impossibles, ou d'une autre largeur ; grille qui ne découpe pas W ; `damping` ≤ 0.
+        Poids ou calibration impossibles, ou d'une autre largeur ; grille qui ne découpe pas W ; `damping` ≤ 0 ou trop
+        petit.
 
     References
     ----------
     Frantar et al. (2023) ; la compensation d'une seule colonne, Hassibi et Stork (1993).
     """
-    W = check_matrix(W)
+    W, quantizer = check_matrix(W), check_quantizer(quantizer)
     scale, zero_point = quantizer.compute_scale_zero_point(W)
     if not isinstance(calibration, Calibration):
         calibration = Calibration.from_inputs(calibration)
@@ -56,7 +57,7 @@ def gptq(
     order = C.diagonal().argsort(descending=True, stable=True)
     H = (C / C.diagonal().mean())[order][:, order]  # à l'échelle 1 : rien ne déborde ni ne s'annule en float32
     H.diagonal().add_(check_positive(damping, "damping"))
-    T = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True).to(scale.dtype)
+    T = inverse_root(H, damping).to(scale.dtype)
 
     # une colonne de W par ligne, pour la vitesse : (n, m)
     left = W.T[order].to(scale.dtype)  # ce qu'il reste à arrondir, reports compris
@@ -75,3 +76,13 @@ def gptq(
     found = torch.empty_like(W, dtype=quantizer.code_dtype)
     found[:, order] = codes.T.to(found.dtype)
     return quantizer.pack(found, scale, zero_point, W.dtype)
+
+
+def inverse_root(H: Tensor, damping: float) -> Tensor:
+    """T, triangulaire supérieure, telle que H⁻¹ = Tᵀ T ; refuse un amortissement trop faible pour inverser H."""
+    try:
+        return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"damping : reçu {damping:g}, trop petit ; des entrées ne vont jamais dans certaines directions."
+        ) from None

@@ -17,7 +17,7 @@ from .adapters import lora_layers
 from .layers import LoRAAdapter
 from .peft_files import save_adapter
 from .storage import read_safetensors, write_whole
-from .training import check_loader, progress_bar
+from .training import check_loader, pairs, progress_bar
 from .validation import check_integer, check_positive
 
 Loss = Callable[[Any, Any], Tensor]
@@ -160,7 +160,7 @@ class LoRATrainer:
             adapter.train()
         total, count = 0.0, 0
         try:
-            for inputs, targets in self.train_loader:
+            for inputs, targets in pairs(self.train_loader, "train_loader"):
                 if len(targets) == 0:
                     continue
                 loss = self.loss(call(self.model, inputs), targets)
@@ -191,7 +191,7 @@ class LoRATrainer:
             raise ValueError("val_loader : reçu None, attendu des lots pour valider.")
         self.model.eval()
         total, count = 0.0, 0
-        for inputs, targets in self.val_loader:
+        for inputs, targets in pairs(self.val_loader, "val_loader"):
             if len(targets):
                 total += float(self.loss(call(self.model, inputs), targets)) * len(targets)
                 count += len(targets)

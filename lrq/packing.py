@@ -1,11 +1,12 @@
 """Ranger des codes de 1 à 8 bits les uns contre les autres, huit bits par octet."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .validation import check_bits, check_tensor
+from .validation import check_bits, check_integer, check_tensor
 
 
 def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
@@ -33,6 +34,8 @@ def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
     n_bits = check_bits(n_bits)
     if check_tensor(codes, "codes").is_floating_point():
         raise TypeError(f"codes : reçu des éléments {codes.dtype}, attendu des entiers.")
+    if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):  # que PyTorch ne sait pas comparer
+        codes = codes.long()
     binary = signed and n_bits == 1
     low = -1 if binary else -(2 ** (n_bits - 1)) if signed else 0
     high = 1 if binary else low + 2**n_bits - 1
@@ -75,7 +78,10 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
     n_bits = check_bits(n_bits)
     if check_tensor(packed, "packed").dtype != torch.uint8:
         raise TypeError(f"packed : reçu des éléments {packed.dtype}, attendu torch.uint8.")
-    numel = torch.Size(shape).numel()
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape : reçu {shape!r}, attendu la forme des codes, comme (m, n).")
+    shape = torch.Size(check_integer(size, f"shape[{k}]", 0) for k, size in enumerate(shape))
+    numel = shape.numel()
     if packed.numel() != -(-numel * n_bits // 8):
         raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")
     count, size = word(n_bits)

@@ -104,7 +104,7 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], name: str | N
         if isinstance(layer, LoRALayer) and name in layer.adapters
     }
     if not adapters:
-        raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {listed(adapter_names(model))}.")
+        raise ValueError(f"name : pas d'adaptateur {name!r} ; noms : {listed(adapter_names(model))}.")
     tensors: dict[str, Tensor] = {}
     for key, adapter in adapters.items():
         A, B = whole_factors(adapter)
@@ -295,7 +295,7 @@ def read_adapters(
         match = re.fullmatch(rf"{re.escape(PREFIX)}(?:(.+)\.)?(lora_[AB])\.weight", tensor)
         key = (match[1] or "") if match else ""
         if match is None or key not in bases:
-            raise ValueError(f"{path} : {tensor} ne désigne aucune couche ; le réseau a {listed(bases)}.")
+            raise ValueError(f"{path} : {tensor} ne désigne aucune couche ; couches du réseau : {listed(bases)}.")
         W = dense_weight(bases[key])
         if not value.is_floating_point() or not is_finite(value.to(W.dtype)):
             raise ValueError(f"{path} : {tensor} : attendu des nombres réels, ni NaN ni infinis en {W.dtype}.")

@@ -1,5 +1,6 @@
 """Les figures matplotlib du livre : un style, une couleur par notion, des axes nommés et des nombres à la française."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def plot_spectra(spectra: Mapping[str, Tensor], title: str, dashed: Sequence[str
     Figure
     """
     figure, axes = plt.subplots()
-    colours = iter([RANK, BUDGET, ERROR, BITS])
+    colours = itertools.cycle([RANK, BUDGET, ERROR, BITS])
     for name, S in spectra.items():
         values = (S / S[0]).clamp_min(1e-5).cpu()
         share = torch.arange(1, len(S) + 1) / len(S)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .packing import pack_bits, unpack_bits
 from .svd import norm, relative, working_dtype
-from .validation import check_bits, check_choice, check_integer, check_percentile, check_tensor, is_finite
+from .validation import check_bits, check_bool, check_choice, check_integer, check_percentile, check_tensor, is_finite
 
 CHUNK = 2**17  # nombres dont on cherche la grille à la fois
 CLIPPINGS = ("min_max", "percentile", "mse")
@@ -166,7 +166,7 @@ class UniformQuantizer:
         scale_dtype: torch.dtype | None = None,
     ):
         self.n_bits = check_bits(n_bits)
-        self.symmetric, self.signed = bool(symmetric), bool(signed)
+        self.symmetric, self.signed = check_bool(symmetric, "symmetric"), check_bool(signed, "signed")
         self.granularity = check_granularity(PerTensor() if granularity is None else granularity)
         self.clipping = check_choice(clipping, "clipping", CLIPPINGS)
         self.percentile = check_percentile(percentile, "percentile")
@@ -473,6 +473,13 @@ def check_granularity(granularity: Granularity) -> Granularity:
     return granularity
 
 
+def check_quantizer(quantizer: Any) -> UniformQuantizer:
+    """Rend `quantizer`, après avoir exigé une grille, et non son nombre de bits."""
+    if not isinstance(quantizer, UniformQuantizer):
+        raise TypeError(f"quantizer : reçu {quantizer!r}, attendu un UniformQuantizer.")
+    return quantizer
+
+
 def restore(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` dans le dtype d'où il vient, borné à ses nombres finis ; ce qui vient d'entiers reste flottant.
 
@@ -546,5 +553,17 @@ def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
     Returns
     -------
     Tensor, de la forme de `codes`
+
+    Raises
+    ------
+    TypeError, ValueError
+        Pas des tenseurs de nombres réels, ou une échelle d'une autre forme.
     """
-    return check_tensor(codes, "codes") * check_tensor(scale, "scale")
+    t = check_tensor(codes, "codes")
+    if check_tensor(scale, "scale").ndim > t.ndim or any(
+        own not in (1, size) for own, size in zip(scale.shape[::-1], t.shape[::-1], strict=False)
+    ):
+        raise ValueError(
+            f"scale : reçu la forme {tuple(scale.shape)}, attendu un scalaire ou de quoi couvrir {tuple(t.shape)}."
+        )
+    return t * scale

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .spectrum import truncation_errors
 from .svd import to_dtype, truncated_svd, working_dtype
-from .validation import check_choice, check_fraction, check_integer, check_matrix, check_rank, check_tensor
+from .validation import LAST_SEED, check_choice, check_fraction, check_integer, check_matrix, check_rank, check_tensor
 
 BLOCK = 2**21  # coefficients de W traités à la fois, pour ne jamais en former une seconde copie
 
@@ -62,7 +62,10 @@ def low_rank_error(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> float:
     TypeError, ValueError
         W n'est pas une matrice réelle et finie, ou les facteurs n'ont pas ces formes.
     """
-    W, r = check_matrix(W), len(check_tensor(S, "S"))
+    W = check_matrix(W)
+    if check_tensor(S, "S").ndim != 1:
+        raise ValueError(f"S : reçu la forme {tuple(S.shape)}, attendu un vecteur (r,) de valeurs singulières.")
+    r = len(S)
     for factor, name, shape in ((U, "U", (len(W), r)), (Vh, "Vh", (r, W.shape[1]))):
         if check_tensor(factor, name).shape != shape:
             raise ValueError(f"{name} : reçu la forme {tuple(factor.shape)}, attendu {shape}.")
@@ -130,7 +133,7 @@ def approximate_svd_large(W: Tensor, rank: int, oversample: int = 10, n_iter: in
     x = W.to(working_dtype(W))
     with torch.random.fork_rng(devices=[] if x.device.type == "cpu" else [x.device]):  # svd_lowrank puise au global
         generator = torch.default_generator if x.device.type == "cpu" else torch.cuda.default_generators[x.device.index]
-        generator.manual_seed(check_integer(seed, "seed", 0))
+        generator.manual_seed(check_integer(seed, "seed", 0, LAST_SEED))
         U, S, V = torch.svd_lowrank(x, q=width, niter=check_integer(n_iter, "n_iter", 0))
     U, S, Vh = U[:, :rank].to(W.dtype), to_dtype(S[:rank], W.dtype), V[:, :rank].T.to(W.dtype)
     return ApproximateSVD(U, S, Vh, residual(x, U, S, Vh))

@@ -147,14 +147,21 @@ def marchenko_pastur_edge(m: int, n: int, norm: float) -> float:
     Parameters
     ----------
     m, n : int
-    norm : float
+    norm : float, positif ou nul
 
     Returns
     -------
     float
+
+    Raises
+    ------
+    TypeError, ValueError
+        Une dimension nulle, une norme négative ou qui n'est pas un nombre.
     """
     m, n = check_integer(m, "m"), check_integer(n, "n")
-    return check_finite_number(norm, "norm") / (m * n) ** 0.5 * (m**0.5 + n**0.5)
+    if check_finite_number(norm, "norm") < 0:
+        raise ValueError(f"norm : reçu {norm!r}, attendu une norme, positive ou nulle.")
+    return norm / (m * n) ** 0.5 * (m**0.5 + n**0.5)
 
 
 class LowRankAnalysis:

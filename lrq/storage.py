@@ -96,12 +96,16 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        `model` n'est pas un nn.Module.
+        `model` n'est pas un nn.Module, ou son ``state_dict`` contient autre chose que des tenseurs denses.
     OSError
         Dossier absent, disque plein, droits insuffisants.
     """
     path = Path(path)
     state = check_model(model).state_dict()
+    for name, t in state.items():
+        if not isinstance(t, Tensor) or t.layout != torch.strided:
+            kind = t.layout if isinstance(t, Tensor) else type(t).__name__
+            raise TypeError(f"model : {name} est de sorte {kind}, attendu des tenseurs denses, seuls rangés.")
     aliases = shared(state)
     kept = {name: t.detach().cpu() for name, t in state.items() if name not in aliases}
     tensors = {name: t.clone(memory_format=torch.contiguous_format) for name, t in kept.items()}  # plus de vues

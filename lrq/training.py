@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -101,15 +101,23 @@ def check_loader(loader: Any, name: str) -> None:
     """Exige des lots que l'on puisse parcourir plusieurs fois."""
     if isinstance(loader, Iterator):  # sans appeler iter(), qui ferait tirer au hasard un DataLoader
         raise TypeError(f"{name} : reçu un itérateur, qui s'épuise ; attendu un DataLoader ou une liste de lots.")
-    if not isinstance(loader, Iterable):
+    if isinstance(loader, Tensor | str | Mapping) or not isinstance(loader, Iterable):
         raise TypeError(f"{name} : reçu {type(loader).__name__}, attendu un DataLoader ou une liste de lots.")
+
+
+def pairs(loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
+    """Les lots, après avoir exigé que chacun soit une paire (entrées, étiquettes)."""
+    for index, batch in enumerate(loader):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise TypeError(f"{name} : lot {index} : reçu {type(batch).__name__}, attendu (entrées, étiquettes).")
+        yield batch[0], batch[1]
 
 
 def train_epoch(model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer) -> float:
     """Un passage ; rend la perte moyenne, par exemple, ou la première qui n'est pas finie (NaN : son gradient)."""
     model.train()
     total, count = 0.0, 0
-    for x, y in loader:
+    for x, y in pairs(loader, "train_loader"):
         if len(y) == 0:
             continue
         loss = F.cross_entropy(model(x), y)
@@ -133,7 +141,7 @@ def mean_loss(model: nn.Module, loader: Loader, name: str) -> float:
     """Entropie croisée moyenne, par exemple, en mode évaluation ; `name` nomme le chargeur dans un refus."""
     model.eval()
     total, count = 0.0, 0
-    for x, y in loader:
+    for x, y in pairs(loader, name):
         total, count = total + float(F.cross_entropy(model(x), y, reduction="sum")), count + len(y)
     if count == 0:
         raise ValueError(f"{name} : aucun exemple, attendu au moins un lot.")

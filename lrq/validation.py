@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+LAST_SEED = 2**64 - 1  # la dernière que prenne un torch.Generator
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_matrix(W: Any, name: str = "W") -> Tensor:
@@ -28,15 +32,14 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
         raise TypeError(
             f"{name} : reçu une couche {type(W).__name__}, attendu sa matrice : donnez son attribut weight."
         )
-    if isinstance(W, np.ndarray):
-        W = np.ascontiguousarray(W)  # une vue à l'envers, que PyTorch refuse
     try:
-        tensor = torch.as_tensor(W.detach() if isinstance(W, Tensor) else W)
+        tensor = torch.as_tensor(W.detach() if isinstance(W, Tensor) else forwards(W))
         tuple(W.shape)
     except (AttributeError, TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} : reçu {type(W).__name__}, attendu une matrice (tenseur ou tableau NumPy).") from None
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} : reçu des éléments {tensor.dtype}, attendu des nombres réels.")
+    check_tensor(tensor, name)
+    if tensor.is_meta:
+        raise TypeError(f"{name} : reçu un tenseur de l'appareil meta, qui n'a pas de nombres.")
     if tensor.ndim != 2:
         raise ValueError(f"{name} : reçu un tenseur de forme {tuple(tensor.shape)}, attendu une matrice (m, n).")
     if tensor.numel() == 0:
@@ -49,6 +52,12 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
             f"{name} : {bad} élément(s) sur {tensor.numel()} sont NaN ou infinis, attendu des nombres finis."
         )
     return tensor
+
+
+def forwards(values: Any) -> Any:
+    """`values` tel quel, ou une copie si c'est un tableau NumPy lu à l'envers, que PyTorch refuse."""
+    backwards = isinstance(values, np.ndarray) and min(values.strides, default=0) < 0
+    return values.copy() if backwards else values
 
 
 def is_finite(t: Tensor) -> bool:
@@ -68,6 +77,12 @@ def check_tensor(t: Any, name: str) -> Tensor:
         raise TypeError(f"{name} : reçu {type(t).__name__}, attendu un tenseur.")
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"{name} : reçu des éléments {t.dtype}, attendu des nombres réels.")
+    if t.layout != torch.strided:
+        raise TypeError(
+            f"{name} : reçu un tenseur creux ({t.layout}), attendu un tenseur dense : to_dense() en fait un."
+        )
+    if t.is_floating_point() and t.dtype not in FLOATS:
+        raise TypeError(f"{name} : reçu des éléments {t.dtype}, attendu float16, bfloat16, float32 ou float64.")
     return t
 
 
@@ -82,7 +97,7 @@ def check_spectrum(S: Any, name: str = "S") -> Tensor:
         `S` n'a pas cette forme.
     """
     try:
-        values = check_tensor(torch.as_tensor(S), name).detach().to(torch.float64)
+        values = check_tensor(torch.as_tensor(forwards(S)), name).detach().to(torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} : reçu {S!r}, attendu un vecteur de nombres réels.") from None
     if values.ndim != 1 or values.numel() == 0:
@@ -90,6 +105,19 @@ def check_spectrum(S: Any, name: str = "S") -> Tensor:
     if not torch.isfinite(values).all() or (values < 0).any() or (values.diff() > 0).any():
         raise ValueError(f"{name} : attendu des valeurs singulières finies, positives et rangées en décroissant.")
     return values
+
+
+def check_bool(value: Any, name: str) -> bool:
+    """Rend un booléen ; le texte "False", que Python tient pour vrai, est refusé.
+
+    Raises
+    ------
+    TypeError
+        `value` n'est pas un booléen.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} : reçu {value!r}, attendu True ou False.")
+    return bool(value)
 
 
 def check_integer(value: Any, name: str, minimum: int = 1, maximum: int | None = None) -> int:
@@ -221,6 +249,19 @@ def check_positive(value: Any, name: str) -> float:
     return number
 
 
+def check_mapping(value: Any, name: str) -> Any:
+    """Rend un dictionnaire nom → valeur.
+
+    Raises
+    ------
+    TypeError
+        `value` n'en est pas un.
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} : reçu {type(value).__name__}, attendu un dictionnaire nom → valeur.")
+    return value
+
+
 def check_names(names: Any, known: Collection[str], what: str) -> None:
     """Exige des noms connus, dans une liste ; `what` dit ce qu'ils désignent.
 
@@ -233,6 +274,8 @@ def check_names(names: Any, known: Collection[str], what: str) -> None:
     """
     if isinstance(names, str):
         raise TypeError(f"names : reçu le texte {names!r}, attendu une liste de noms.")
+    if not isinstance(names, Collection):
+        raise TypeError(f"names : reçu {names!r}, attendu une liste de noms.")
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"names : {unknown[0]!r} n'est pas {what} du réseau, qui a : {', '.join(known)}.")
@@ -241,7 +284,7 @@ def check_names(names: Any, known: Collection[str], what: str) -> None:
 def listed(names: Collection[str], limit: int = 12) -> str:
     """Les premiers noms d'une liste, pour un refus."""
     some = ", ".join(repr(name) for name in list(names)[:limit])
-    return (some or "aucune couche") + (f" et {len(names) - limit} autres" if len(names) > limit else "")
+    return (some or "aucun") + (f" et {len(names) - limit} autres" if len(names) > limit else "")
 
 
 def check_bits(n_bits: Any, name: str = "n_bits") -> int:
@@ -271,6 +314,10 @@ def check_layer(layer: Any, kind: type[Layer], name: str) -> Layer:
     """
     if not isinstance(layer, kind):
         raise TypeError(f"{name} : reçu {type(layer).__name__}, attendu nn.{kind.__name__}.")
+    if isinstance(layer.weight, nn.UninitializedParameter):
+        raise ValueError(
+            f"{name} : {type(layer).__name__} n'a pas encore de poids ; faites-y passer une entrée d'abord."
+        )
     check_matrix(layer.weight.flatten(1), f"{name}.weight")
     if layer.bias is not None and not is_finite(layer.bias):
         raise ValueError(f"{name}.bias : NaN ou infini, attendu des nombres finis.")
@@ -290,7 +337,15 @@ def check_input(x: Tensor, in_features: int, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
     if not x.is_floating_point():
-        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants.")
+        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants : x.float() en fait.")
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
     return x
+
+
+def outside() -> int:
+    """Le `stacklevel` qui fait désigner, par ``warnings.warn``, la ligne du lecteur, et non une des nôtres."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lrq", "functools"):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -132,7 +132,7 @@ def test_targets(targets, expected, net, x):
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        (["query", "absent"], ValueError, "'absent' ne désigne aucune couche ; il y a 'conv', 'blocks.0.query'"),
+        (["query", "absent"], ValueError, "'absent' ne désigne aucune couche ; noms : 'conv', 'blocks.0.query'"),
         (["uery"], ValueError, "'uery' ne désigne aucune couche"),
         (["norm"], ValueError, "'norm' ne désigne aucune couche"),
         ([], ValueError, r"\[\] ne désigne aucune couche"),
@@ -153,7 +153,7 @@ def test_what_cannot_be_converted_is_refused(net):
         convert_model_to_lora([net])
     with pytest.raises(ValueError, match=r"^model : reçu un réseau déjà adapté"):
         convert_model_to_lora(convert_model_to_lora(net, rank=1), rank=1)
-    with pytest.raises(ValueError, match="ne désigne aucune couche ; il y a aucune couche"):
+    with pytest.raises(ValueError, match="rien à adapter, attendu au moins une nn.Linear"):
         convert_model_to_lora(nn.Sequential(nn.ReLU()), rank=1)
     with pytest.raises(ValueError, match=r"^alpha : reçu nan"):
         convert_model_to_lora(net, rank=1, alpha=math.nan)
@@ -314,14 +314,14 @@ def test_a_deletion_refused_by_one_layer_deletes_nothing(adapted):
     with pytest.raises(ValueError, match="'b' est actif"):
         delete_adapter(adapted, "b")
     assert all("b" in layer.adapters for layer in lora_layers(adapted).values())
-    with pytest.raises(ValueError, match=r"^name : pas d'adaptateur 'absent' ; il y a 'default', 'b'"):
+    with pytest.raises(ValueError, match=r"^name : pas d'adaptateur 'absent' ; noms : 'default', 'b'"):
         delete_adapter(adapted, "absent")
 
 
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        ("absent", ValueError, "name : pas d'adaptateur 'absent' ; il y a 'default', 'b'"),
+        ("absent", ValueError, "name : pas d'adaptateur 'absent' ; noms : 'default', 'b'"),
         ({"b": math.inf}, ValueError, "poids de 'b' : reçu inf"),
         (["b"], TypeError, r"name : reçu \['b'\]"),
     ],

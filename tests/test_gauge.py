@@ -399,7 +399,9 @@ def test_a_rotated_tucker_is_the_same_tensor_with_a_flatter_core(dtype, randn, r
     before, after = tucker_contract(core, factors).double(), tucker_contract(turned, rotated).double()
     assert float((after - before).norm() / before.norm()) < 20 * torch.finfo(dtype).eps
     for U in rotated:
-        torch.testing.assert_close(U.T @ U, torch.eye(U.shape[1], dtype=dtype), atol=32 * torch.finfo(dtype).eps, rtol=0)
+        torch.testing.assert_close(
+            U.T @ U, torch.eye(U.shape[1], dtype=dtype), atol=32 * torch.finfo(dtype).eps, rtol=0
+        )
     corner = torch.zeros(4, 3, 2, dtype=torch.float64)
     corner[0, 0, 0] = 1.0  # toute l'énergie dans un coin : la rotation la répartit
     flat = rotate_tucker(corner, [torch.eye(n, dtype=torch.float64) for n in corner.shape])[0]

@@ -220,7 +220,7 @@ def test_refusals_name_what_is_wrong(run, source, target, tmp_path, randn):
         (("compress", tmp_path / "sans", target), f"{tmp_path / 'sans'} : aucune matrice de poids"),
         (("spectrum", tmp_path / "nan"), "a : 16 élément(s) sur 16 sont NaN ou infinis"),
         (("compress", tmp_path / "nan", target), "16 élément(s) sur 16 sont NaN ou infinis"),
-        (("spectrum", source, "--layers", "corps.*"), "le motif 'corps.*' ne désigne aucune couche ; il y a 'emb"),
+        (("spectrum", source, "--layers", "corps.*"), "le motif 'corps.*' ne désigne aucune couche ; noms : 'emb"),
         (("compress", *where, "--exclude", "corps.*"), "le motif 'corps.*' ne désigne aucune couche"),
         (("compress", *where, "--exclude", "*"), f"{source} : aucune matrice à comprimer par quantize."),
         (

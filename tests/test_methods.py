@@ -358,7 +358,7 @@ def test_half_of_a_tied_pair_is_left(name, network):
 def test_a_pattern_without_effect_is_refused(make, key, network, loader):
     method = make(**{key: ["body.*", "corps.*"]})
     with pytest.raises(
-        ValueError, match=rf"^{key} : le motif 'corps\.\*' ne désigne aucune couche ; il y a 'body.0', 'body"
+        ValueError, match=rf"^{key} : le motif 'corps\.\*' ne désigne aucune couche ; noms : 'body.0', 'body"
     ):
         method.compress(network, loader)
     assert method.report == []
@@ -695,7 +695,7 @@ def test_lora_adapts_everything_where_nothing_is_named_so(linear, randn):
 
 
 def test_a_target_without_effect_is_refused(network):
-    with pytest.raises(ValueError, match=r"^target_modules : 'query' ne désigne aucune couche ; il y a 'body.0'"):
+    with pytest.raises(ValueError, match=r"^target_modules : 'query' ne désigne aucune couche ; noms : 'body.0'"):
         LoRACompression({"target_modules": ["body", "query"]}).compress(network)
     method = LoRACompression({"target_modules": ["BODY.0"]})
     adapted = method.compress(network)

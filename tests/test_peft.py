@@ -239,7 +239,7 @@ def test_which_adapter_is_written(adapted, net, x, train, tmp_path):
     set_adapter(adapted, {"default": 0.5, "b": 0.5})
     with pytest.raises(ValueError, match=r"^name : 2 adaptateurs actifs, attendu un seul ; .* 'default', 'b'"):
         save_adapter(adapted, tmp_path)
-    with pytest.raises(ValueError, match=r"^name : pas d'adaptateur 'c' ; il y a 'default', 'b'"):
+    with pytest.raises(ValueError, match=r"^name : pas d'adaptateur 'c' ; noms : 'default', 'b'"):
         save_adapter(adapted, tmp_path, "c")
     assert list(tmp_path.iterdir()) == []
     save_adapter(adapted, tmp_path, "b")

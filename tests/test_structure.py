@@ -60,6 +60,7 @@ def test_the_reader_of_imports_is_not_blind():
     assert set(imports("layers.qat")) == {
         "activation",
         "validation",
+        "layers.base",
         "layers.factorized",
         "layers.fake_quantize",
         "layers.packed",

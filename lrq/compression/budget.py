@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from ..activation import Calibration
+from ..activation import Calibration, output_energy
 from ..allocation import Option, allocate_budget
 from ..errors import evaluating
 from ..layers import QuantizedLowRankLinear
@@ -167,6 +168,10 @@ class BudgetCompression(GPTQCompression):
         model, tasks, batches : comme pour :meth:`options`
         """
         probed = copy.deepcopy(model)
+        for task in (task for task in tasks if not task.note):
+            layer = probed.get_submodule(task.names[0])
+            if is_parametrized(layer, "weight"):  # ses poids se recalculent : on garde leur valeur
+                remove_parametrizations(layer, "weight")
         few = list(islice(batches, self.config["probe_batches"]))
 
         def outputs() -> Tensor:
@@ -210,13 +215,9 @@ def lost_energies(E: Tensor, W: Tensor, seen: Calibration | None, ranks: Sequenc
 
     En part de l'énergie des sorties W x ; sans calibration, de celle des poids.
     """
-    E, W = E.double(), W.double()
-
-    def energy(M: Tensor) -> float:  # tr(M C Mᵀ)
-        return max(0.0, float(((M if seen is None else M @ seen.second_moment) * M).sum()))
-
-    total = energy(W) or 1.0
+    total = output_energy(W, seen) or 1.0
     if not any(ranks):  # aucune direction à ôter
-        return [energy(E) / total] * len(ranks)
+        return [output_energy(E, seen) / total] * len(ranks)
+    E = E.double()
     left = singular_values(E if seen is None else E @ seen.root).square()
     return [float(left[rank:].sum()) / total for rank in ranks]

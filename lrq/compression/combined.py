@@ -1,6 +1,5 @@
 """Section 11.4 : rang faible et quantification, dans un ordre ou dans l'autre, sur toutes les couches d'un réseau."""
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,9 +15,11 @@ from ..layers import (
     meta_copy,
     replace_linears,
 )
+from ..layers.base import copy_bias
 from ..quantizers import Granularity, UniformQuantizer
 from ..validation import check_bits, check_integer, check_names
 from .impact import stored_bytes
+from .method import reader_of, twin_of
 from .report import CompressionReport, LayerReport, ranks_and_bits
 
 Compress = Callable[[nn.Linear, int, Calibration | None], CompressedLinear]
@@ -28,7 +29,9 @@ class CombinedCompressionPipeline:
     """Les trois façons de réunir rang faible et quantification, appliquées à un réseau entier.
 
     Chaque méthode rend une copie comprimée du réseau, laissé intact, et range dans `report` ce que chaque couche est
-    devenue. Un rang trop grand pour une couche y est ramené à min(out, in).
+    devenue. Un rang trop grand pour une couche y est ramené à min(out, in). Une couche dont un autre module lit le
+    poids sans l'appeler est laissée telle quelle ; une couche dont un autre module garde le poids, dense, est comprimée
+    à part. Le rapport le dit.
 
     Parameters
     ----------
@@ -118,11 +121,13 @@ class CombinedCompressionPipeline:
             raise TypeError(f"{unused[0]} : sans effet quand requantize est faux.")
 
         def compress(layer: nn.Linear, rank: int, seen: Calibration | None) -> CompressedLinear:
-            rounded = copy.deepcopy(layer)
-            rounded.weight.data = quantizer.quantize_dequantize(layer.weight)
-            if not requantize:
-                return FactorizedLinear.from_linear(rounded, rank, seen)
-            return QuantizedLowRankLinear.from_linear(rounded, rank, n_bits, seen, **options)
+            W = quantizer.quantize_dequantize(layer.weight)
+            if requantize:
+                smaller: FactorizedLinear = QuantizedLowRankLinear.from_weight_matrix(W, rank, n_bits, seen, **options)
+            else:
+                smaller = FactorizedLinear.from_weight_matrix(W, rank, seen)
+            smaller.bias = copy_bias(layer)
+            return smaller
 
         return self._apply(compress, rank, names, calibration)
 
@@ -168,7 +173,13 @@ class CombinedCompressionPipeline:
         check_names(chosen, present, "une nn.Linear")
         check_names(() if calibration is None else calibration, present, "une nn.Linear")
         check_integer(rank, "rank")
+        readers = {name: reader_of(self.model, [name]) for name in chosen}
         report = CompressionReport()
+        for name in filter(readers.get, chosen):
+            layer: Any = self.model.get_submodule(name)
+            shape, dense = (layer.out_features, layer.in_features), stored_bytes(layer)
+            note = f"laissée : {readers[name]} lit ses poids sans l'appeler"
+            report.append(LayerReport(name, shape, None, False, dense, dense, 0.0, note=note))
 
         def change(name: str) -> Callable[[nn.Linear], CompressedLinear]:
             def convert(layer: nn.Linear) -> CompressedLinear:
@@ -181,15 +192,23 @@ class CombinedCompressionPipeline:
                     raise
                 dense = sum(p.nbytes for p in layer.parameters())
                 error = smaller.reconstruction_error(layer.weight)
-                bits = ranks_and_bits(smaller)[1]
-                report.append(LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error, bits))
+                bits, twin = ranks_and_bits(smaller)[1], self._twin(name)
+                note = "" if twin is None else f"le poids dense demeure : {twin!r} a le même"
+                line = LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error, bits, note=note)
+                report.append(line)
                 return smaller
 
             return convert
 
-        compressed = replace_linears(self.model, {name: change(name) for name in chosen})
+        compressed = replace_linears(self.model, {name: change(name) for name in chosen if not readers[name]})
         self.report = report
         return compressed
+
+    def _twin(self, name: str) -> str | None:
+        """Le nom d'un autre module qui a le poids de la couche `name`, ou None."""
+        layers = {other: self.model.get_submodule(other) for other in linear_names(self.model)}
+        same = [other for other, layer in layers.items() if layer is layers[name]]
+        return twin_of(self.model, same, layers[name].weight)  # type: ignore[arg-type]
 
 
 def analyze_combined_compression(
@@ -239,7 +258,10 @@ def analyze_combined_compression(
         return empty
 
     blank = meta_copy(original_model)
-    before, after = stored_bytes(blank), stored_bytes(replace_linears(blank, convert))
+    before, after = (
+        stored_bytes(blank),
+        stored_bytes(replace_linears(blank, convert, [name for name in names if not reader_of(blank, [name])])),
+    )
     if verbose:
         linears = nn.ModuleList(blank.get_submodule(name) for name in names)  # un poids partagé n'y compte qu'une fois
         print(f"original : {before} octets, dont {before - stored_bytes(linears)} hors des couches linéaires")

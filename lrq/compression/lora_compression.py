@@ -50,7 +50,7 @@ class LoRACompression(CompressionMethod):
             return aimed if any(not task.note for task in aimed) else tasks
         for target in targets:
             if not any(target.lower() in name.lower() for name in names):
-                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; il y a {listed(names)}.")
+                raise ValueError(f"target_modules : {target!r} ne désigne aucune couche ; noms : {listed(names)}.")
         return aimed
 
     def obstacle(self, model: nn.Module, task: Task) -> str:

@@ -29,7 +29,7 @@ from ..layers import (
     inside,
 )
 from ..layers.base import copy_bias
-from ..validation import listed
+from ..validation import check_bool, listed
 from .batches import output_error
 from .impact import stored_bytes
 from .report import CompressionReport, LayerReport, ranks_and_bits
@@ -106,6 +106,9 @@ class CompressionMethod(ABC):
 
     def validate_config(self) -> None:
         """Refuse une valeur impossible ; une sous-classe y ajoute les siennes."""
+        for key, default in (self.common | self.defaults).items():
+            if isinstance(default, bool):
+                check_bool(self.config[key], key)
         for key in ("layers", "exclude"):
             patterns = self.config[key]
             if isinstance(patterns, str):
@@ -150,7 +153,7 @@ class CompressionMethod(ABC):
         for key in ("layers", "exclude"):
             for pattern in self.config[key] or ():
                 if not any(fnmatchcase(name, pattern) for name in found):
-                    raise ValueError(f"{key} : le motif {pattern!r} ne désigne aucune couche ; il y a {listed(found)}.")
+                    raise ValueError(f"{key} : le motif {pattern!r} ne désigne aucune couche ; noms : {listed(found)}.")
         if any(t.is_meta for module in found.values() for t in module.parameters()):
             raise ValueError("model : des poids sont sur l'appareil meta, qui n'a pas de nombres à comprimer.")
         tasks: dict[int, Task] = {}
@@ -175,16 +178,10 @@ class CompressionMethod(ABC):
 
     def obstacle(self, model: nn.Module, task: Task) -> str:
         """Ce qui oblige à laisser telle quelle la couche de `task`, dans `model`, ou un texte vide."""
-        for name in task.names:
-            for above, module in model.named_modules():
-                if isinstance(module, READ_WITHOUT_CALLING) and inside(name, above):
-                    return f"laissée : {type(module).__name__} lit ses poids sans l'appeler"
-        weight = own_weight(task.layer)
-        for name, module in model.named_modules(remove_duplicate=False):
-            own = any(inside(name, ours) for ours in task.names)
-            if not own and any(p is weight for p in module.parameters(recurse=False)):
-                return f"laissée : {name!r} a le même poids, et resterait dense"
-        return ""
+        reader, twin = reader_of(model, task.names), twin_of(model, task.names, own_weight(task.layer))
+        if reader:
+            return f"laissée : {reader} lit ses poids sans l'appeler"
+        return "" if twin is None else f"laissée : {twin!r} a le même poids, et resterait dense"
 
     def names_of_layers(self, model: nn.Module, task: Task) -> list[str]:
         """Un nom, dans `model`, par couche de `task`."""
@@ -387,6 +384,21 @@ def compression_info(original_model: nn.Module, compressed_model: nn.Module) -> 
     }
 
 
+def reader_of(model: nn.Module, names: Collection[str]) -> str:
+    """La sorte du module de `model` qui lit les poids d'une de ces couches sans l'appeler, ou un texte vide."""
+    readers = [(above, module) for above, module in model.named_modules() if isinstance(module, READ_WITHOUT_CALLING)]
+    return next((type(module).__name__ for above, module in readers for name in names if inside(name, above)), "")
+
+
+def twin_of(model: nn.Module, names: Collection[str], weight: Tensor) -> str | None:
+    """Le nom d'un module de `model` qui n'est pas l'une de ces couches, et qui a le même poids `weight`, ou None."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        own = any(inside(name, ours) for ours in names)
+        if not own and any(p is weight for p in module.parameters(recurse=False)):
+            return name
+    return None
+
+
 def least(rank: int | list[int]) -> int:
     """Le plus petit de plusieurs rangs."""
     return rank if isinstance(rank, int) else min(rank)
@@ -423,7 +435,7 @@ def compressible(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Iterat
     for name, module in model.named_modules(remove_duplicate=False):
         if any(inside(name, above) for above in closed):
             continue
-        if isinstance(module, kinds):
+        if isinstance(module, kinds) and not getattr(module, "quantized", False):  # des codes : rien à y refaire
             yield name, module
         if isinstance(module, CompressedLayer | LoRALayer):
             closed.append(name)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..validation import check_integer
+from .batches import check_batches
 from .cache import CompressionCache, task_keys
 from .memory import check_method
 from .method import CompressionMethod, Result, Task
@@ -83,7 +84,9 @@ class ParallelCompression:
         keys, loader = [""] * len(tasks), train_loader
         results: list[Result | None] = [None] * len(tasks)
         if self.cache is not None:
-            loader = None if train_loader is None else list(train_loader)  # parcouru deux fois : la clé, les couches
+            loader = (
+                None if train_loader is None else list(check_batches(train_loader))
+            )  # parcouru deux fois : la clé, les couches
             keys = task_keys(method, model, tasks, loader)
             results = [self.cache.get(key) for key in keys]
         for i, task in enumerate(tasks):

@@ -10,6 +10,7 @@ from ..layers import (
     ActivationQuantizer,
     CompactSVDLinear,
     FactorizedLinear,
+    QATLowRankLinear,
     QuantizedConv2d,
     QuantizedEmbedding,
     QuantizedLinear,
@@ -110,6 +111,8 @@ class PTQCompression(CompressionMethod):
         q = self.quantizer
         if isinstance(layer, nn.Embedding):
             return QuantizedEmbedding.from_embedding(layer, quantizer=q)
+        if isinstance(layer, QATLowRankLinear):
+            raise TypeError("layer : reçu QATLowRankLinear, dont l'arrondi s'est appris ; appelez to_quantized().")
         if isinstance(layer, FACTORED):
             smaller = QuantizedLowRankLinear.from_weight_matrix(layer.reconstruct_weight(), layer.rank, quantizer=q)
             smaller.bias = copy_bias(layer)

@@ -101,7 +101,7 @@ class CompressionReport(list[LayerReport]):
         return sum(first.values()), sum(last.values())
 
     def plot(self) -> Any:
-        """Une barre par couche, en octets, colorée par sa part d'erreur : une figure matplotlib."""
+        """Ce que chaque couche pèse avant et après, et l'erreur de ses poids : une figure matplotlib."""
         from ..plots import plot_report
 
         return plot_report(self)

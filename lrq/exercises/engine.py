@@ -154,7 +154,10 @@ def same(a: Any, b: Any) -> bool:
         scale = float(y.abs().nan_to_num(0, 0).max()) if y.numel() else 0.0  # l'arrondi suit le plus grand coefficient
         return x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-7 + 1e-5 * scale, equal_nan=True)
     except (TypeError, ValueError, RuntimeError):
-        return bool(a == b)
+        try:
+            return bool(a == b)
+        except Exception:  # un objet qui ne se compare pas, ou un tableau d'objets
+            return False
 
 
 def as_integer(value: Any) -> int | None:
@@ -224,12 +227,13 @@ def attempt(exercise: Exercise, function: Callable[..., Any], case: Case) -> tup
     before = random_states()
     try:
         result = run_within(exercise, function, args, TIME_LIMIT)
-    except (Exception, TooLong) as error:
+    except (Exception, TooLong, SystemExit) as error:  # sys.exit() n'est pas une réponse
         result = error
-    consumed = not same_states(before, random_states())
-    torch.set_rng_state(before[0])
-    np.random.set_state(before[1])  # noqa: NPY002 — c'est le générateur global qu'on rétablit
-    random.setstate(before[2])
+    finally:
+        consumed = not same_states(before, random_states())
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 — c'est le générateur global qu'on rétablit
+        random.setstate(before[2])
     properties = [
         Property(
             "la fonction va au bout", not isinstance(result, BaseException), explain(result, function), always=True

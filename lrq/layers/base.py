@@ -208,3 +208,8 @@ class LowRankLinear(CompressedLinear):
 def copy_bias(layer: Any) -> nn.Parameter | None:
     """Copie du biais d'une couche, jamais un alias ; None s'il n'y en a pas."""
     return None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
+
+
+def in_dtype_of(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """Le biais dans le dtype de `x`, comme les poids déquantifiés ; None s'il n'y en a pas."""
+    return None if bias is None else bias.to(x.dtype)

@@ -164,6 +164,8 @@ def check_images(x: Tensor, channels: int, name: str = "x") -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (B, {channels}, H, W).")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants : x.float() en fait.")
     if x.ndim not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (B, {channels}, H, W).")
     return x

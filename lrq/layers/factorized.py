@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..svd import norm, relative, share_singular_values, truncated_svd, working_dtype
-from ..validation import check_input, check_integer, check_linear, check_rank, check_ranks
+from ..validation import LAST_SEED, check_input, check_integer, check_linear, check_rank, check_ranks
 from .base import CompressedLinear, LowRankLinear, copy_bias
 
 
@@ -209,6 +209,7 @@ def compare_factorized_vs_standard(
     """
     check_rank(rank, check_integer(out_features, "out_features"), check_integer(in_features, "in_features"))
     check_integer(num_tests, "num_tests")
+    seed = check_integer(seed, "seed", 0, LAST_SEED)
     if linear_layer is None:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed toucherait aussi les générateurs CUDA

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..activation import Calibration, decompose
+from ..activation import Calibration, decompose, output_energy
 from ..quantizers import Granularity
 from ..svd import share_singular_values, working_dtype
 from ..validation import (
@@ -23,9 +23,11 @@ from ..validation import (
     check_integer,
     check_linear,
     check_rank,
+    is_finite,
 )
-from .base import CompressedLinear
+from .base import CompressedLinear, copy_bias
 from .conv import check_images
+from .packed import row_quantizer
 from .quantized_linear import QuantizedLinear
 
 ADAPTABLE = (nn.Linear, nn.Conv2d, CompressedLinear)
@@ -84,6 +86,11 @@ class LoRAAdapter(nn.Module):
         Le facteur s.
     dropout : float, dans [0, 1[
         Part des entrées de A mises à zéro pendant l'entraînement.
+
+    Raises
+    ------
+    ValueError
+        L'échelle déborde de la précision de calcul.
     """
 
     A_0: Tensor | None
@@ -91,6 +98,8 @@ class LoRAAdapter(nn.Module):
 
     def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0):
         super().__init__()
+        if abs(scale) > torch.finfo(working_dtype(A)).max:
+            raise ValueError(f"alpha : l'échelle {scale:g} ne tient pas en {working_dtype(A)}, attendu une plus petite.")
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.scale, self.dropout = scale, dropout
         self.register_buffer("A_0", None)  # ce qui fut retiré de la couche gelée : voir LoRALayer.from_pissa
@@ -113,12 +122,17 @@ class LoRAAdapter(nn.Module):
         Raises
         ------
         ValueError
-            L'échelle s est nulle.
+            L'échelle s est nulle, ou si petite que B déborde.
         """
         if self.scale == 0:
             raise ValueError("alpha : reçu 0, attendu un nombre non nul.")
+        B = torch.cat([u / self.scale for u in U]).to(self.B.dtype)
+        if not is_finite(B):
+            raise ValueError(
+                f"alpha : l'échelle {self.scale:g} est trop petite, B = U/s déborde ; attendu un plus grand."
+            )
         self.A.copy_(torch.cat([v.T for v in V]).view_as(self.A))  # (g·r, n)
-        self.B.copy_(torch.cat([u / self.scale for u in U]).view_as(self.B))  # (out, r)
+        self.B.copy_(B.view_as(self.B))  # (out, r)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A et B, lus dans leur dictionnaire, plus vite que par attribut."""
@@ -329,8 +343,10 @@ class LoRALayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # la couche prend l'état du fichier, fusionné ou non : sinon l'adaptateur compterait deux fois, ou zéro
-        saved = state_dict.get(f"{prefix}_saved_weight")
-        self._saved_weight = None if saved is None else torch.empty_like(self.base_weight())
+        saved, W = state_dict.get(f"{prefix}_saved_weight"), self.base_weight()
+        own = state_dict.get(f"{prefix}original.weight")
+        if own is not None and own.shape == W.shape and (saved is None or saved.shape == W.shape):
+            self._saved_weight = None if saved is None else torch.empty_like(W)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # --- plusieurs adaptateurs ----------------------------------------------------------------------------------------
@@ -479,6 +495,13 @@ class LoRALayer(nn.Module):
     # --- partir d'ailleurs que de B = 0 -------------------------------------------------------------------------------
 
     @classmethod
+    def _to_be_filled(cls, layer: Adaptable, rank: int, alpha: float, **options: Any) -> Self:
+        """La couche, dont A et B seront remplacés : le générateur global est rendu tel qu'il était."""
+        devices = [t.device for t in layer.parameters() if t.device.type == "cuda"]
+        with torch.random.fork_rng(devices=devices):
+            return cls(layer, rank, alpha, **options)
+
+    @classmethod
     def from_pissa(cls, layer: nn.Linear | nn.Conv2d, rank: int = 16, alpha: float = 1.0, **options: Any) -> Self:
         """PiSSA : l'adaptateur prend les r premiers triplets singuliers de W, la couche gelée garde le reste.
 
@@ -506,7 +529,7 @@ class LoRALayer(nn.Module):
         ----------
         Meng, Wang et Zhang (2024).
         """
-        lora = cls(copy.deepcopy(layer), rank, alpha, **options)
+        lora = cls._to_be_filled(copy.deepcopy(layer), rank, alpha, **options)
         adapter, W = lora._only(), lora._own_weight().detach()
         groups = len(adapter.A) // rank
         blocks = W.flatten(1).chunk(groups)  # (out/g, n) : une SVD par groupe
@@ -549,7 +572,8 @@ class LoRALayer(nn.Module):
         granularity, clipping : optionnels
             Ceux de :class:`~lrq.QuantizedLinear`.
         iterations : int, au moins 1
-            Une seule suffit souvent : la quantification change peu.
+            Une seule suffit souvent. Un tour peut éloigner de W, ses extrêmes élargissant la grille : le meilleur est
+            gardé.
 
         Returns
         -------
@@ -560,14 +584,16 @@ class LoRALayer(nn.Module):
         Li et al. (2023).
         """
         W, iterations = check_linear(layer, "layer").weight.detach(), check_integer(iterations, "iterations")
-        source = copy.deepcopy(layer)
-        for turn in range(iterations):
-            base = QuantizedLinear.from_linear(source, n_bits, granularity, clipping)
-            lost = W - base.reconstruct_weight()
-            U, V = share_singular_values(*decompose(lost, rank, calibration))  # (out, r), (in, r)
-            if turn < iterations - 1:
-                source.weight.data = W - (U @ V.T).to(W.dtype)
-        lora = cls(base, rank, alpha, **options)
+        seen = Calibration.from_inputs(calibration) if isinstance(calibration, Tensor) else calibration
+        quantizer, low, turns = row_quantizer(n_bits, granularity, clipping), torch.zeros_like(W), []
+        for _ in range(iterations):
+            stored = quantizer.compress(W - low)
+            lost = W - stored.dequantize()
+            U, V = share_singular_values(*decompose(lost, rank, seen))  # (out, r), (in, r)
+            low = (U @ V.T).to(W.dtype)
+            turns.append((output_energy(lost - low, seen), stored, U, V))
+        _, stored, U, V = min(turns, key=lambda turn: turn[0])
+        lora = cls._to_be_filled(QuantizedLinear.hold(stored, copy_bias(layer)), rank, alpha, **options)
         lora._only().start([U], [V])
         return lora
 

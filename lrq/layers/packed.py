@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..quantizers import Granularity, PerChannel, QuantizedTensor, UniformQuantizer
+from ..quantizers import Granularity, PerChannel, QuantizedTensor, UniformQuantizer, check_quantizer
 from ..svd import working_dtype
 from .base import CompressedLayer
 
@@ -168,7 +168,7 @@ def row_quantizer(
 ) -> UniformQuantizer:
     """`quantizer` s'il est donné ; sinon une grille symétrique, par ligne si rien d'autre n'est dit."""
     if quantizer is not None:
-        return quantizer
+        return check_quantizer(quantizer)
     return UniformQuantizer(
         n_bits, granularity=PerChannel(0) if granularity is None else granularity, clipping=clipping
     )

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..activation import Calibration
 from ..validation import check_input
+from .base import copy_bias
 from .factorized import FactorizedLinear
 from .fake_quantize import FakeQuantizeModule, LearnedStepQuantize
 from .packed import PackedTensor
@@ -162,7 +163,7 @@ class QATLowRankLinear(FactorizedLinear):
         layer.hold_codes(
             {name: PackedTensor.from_tensor(getattr(self, name), layer.quantizer, scales[name]) for name in fakes}
         )
-        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
+        layer.bias = copy_bias(self)
         return layer
 
     def extra_repr(self) -> str:

@@ -137,7 +137,7 @@ class QATTTLinear(TTLinear):
         Raises
         ------
         TypeError
-            `layer` n'est pas une TTLinear, ou en est une dont l'arrondi s'apprend déjà.
+            `layer` n'est pas une TTLinear.
         """
         if not isinstance(layer, TTLinear):
             raise TypeError(f"layer : reçu {type(layer).__name__}, attendu TTLinear.")

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from ..activation import Calibration
 from ..gauge import rotate_factors
 from ..integer import LONGEST, has_integer_products, integer_low_rank, integer_pays
-from ..quantizers import Granularity, UniformQuantizer
+from ..quantizers import Granularity, UniformQuantizer, check_quantizer
 from ..validation import check_input, check_linear
-from .base import LowRankLinear, copy_bias
+from .base import LowRankLinear, copy_bias, in_dtype_of
 from .factorized import FactorizedLinear
 from .packed import PackedTensor
 from .svd_compressed import SVDCompressedLinear
@@ -22,10 +22,12 @@ def check_centred(quantizer: UniformQuantizer) -> UniformQuantizer:
 
     Raises
     ------
+    TypeError
+        Ce n'est pas un UniformQuantizer.
     ValueError
         Elle est asymétrique, ou n'a pas de codes négatifs.
     """
-    if not (quantizer.symmetric and quantizer.signed):
+    if not (check_quantizer(quantizer).symmetric and quantizer.signed):
         raise ValueError(f"quantizer : reçu {quantizer}, attendu une grille symétrique et signée.")
     return quantizer
 
@@ -72,12 +74,14 @@ class QuantizedFactors(LowRankLinear):
         if quantizer is None:
             quantizer = UniformQuantizer(n_bits, granularity=granularity, clipping=clipping)
         self.quantizer = check_centred(quantizer)
-        super().__init__(in_features, out_features, rank, bias, device, dtype)
+        # de simples formes, sur meta, si des codes prendront la place des facteurs : rien n'est tiré au hasard
+        super().__init__(in_features, out_features, rank, False, "meta" if quantized else device, dtype)
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
         for name, shape in self.shape_factors().items():
             self.quantizer.granularity.scale_shape(torch.Size(shape))  # refuse des groupes qui ne tombent pas juste
             self.register_module(f"{name}_packed", None)
         if quantized:
-            self.hold_codes()
+            self.hold_codes(self.blank_codes(device))
 
     @property
     def n_bits(self) -> int:
@@ -110,17 +114,25 @@ class QuantizedFactors(LowRankLinear):
 
     def hold_codes(self, packed: dict[str, PackedTensor] | None = None) -> None:
         """Met des codes à la place des facteurs flottants : ceux donnés ou, par défaut, des codes nuls à remplir."""
-        if packed is None:
-            like = self.get_parameter("U")
-            shapes = self.shape_factors().items()
-            packed = {name: PackedTensor(self.quantizer, shape, like.device, like.dtype) for name, shape in shapes}
-        for name, tensor in packed.items():
+        for name, tensor in (self.blank_codes(self.get_parameter("U").device) if packed is None else packed).items():
             setattr(self, f"{name}_packed", tensor)
             setattr(self, name, None)
 
+    def blank_codes(self, device: torch.device | str | None = None) -> dict[str, PackedTensor]:
+        """Des codes nuls, de la forme et du type des facteurs flottants, sur `device`."""
+        dtype, shapes = self.get_parameter("U").dtype, self.shape_factors().items()
+        return {name: PackedTensor(self.quantizer, shape, device, dtype) for name, shape in shapes}
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}U_packed.packed" in state_dict and not self.quantized:  # des codes attendent une couche quantifiée
-            self.hold_codes()
+            codes = self.blank_codes(self.get_parameter("U").device)
+            fit = (
+                key in state_dict and state_dict[key].shape == t.shape
+                for name, packed in codes.items()
+                for key, t in packed.state_dict(prefix=f"{prefix}{name}_packed.").items()
+            )
+            if all(fit):  # sinon PyTorch refusera, et les facteurs flottants seraient perdus
+                self.hold_codes(codes)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _packed(self, name: str) -> PackedTensor:
@@ -286,7 +298,7 @@ class QuantizedLowRankLayer(QuantizedFactors, SVDCompressedLinear):
         U = self._packed("U").dequantize().to(x.dtype)  # (m, r)
         V = self._packed("V").dequantize().to(x.dtype)  # (r, n)
         h = F.linear(x, V)  # (..., n) @ (n, r) -> (..., r)
-        return F.linear(h, U, self.bias)  # (..., r) @ (r, m) -> (..., m)
+        return F.linear(h, U, in_dtype_of(x, self.bias))  # (..., r) @ (r, m) -> (..., m)
 
     def reconstruct_weight(self) -> Tensor:
         U, V = self.dequantize()
@@ -320,7 +332,8 @@ class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
     U_scale, V_scale, U_zero_point, V_zero_point : Tensor
     integer : bool
         Une fois quantifiée, multiplier en entiers de 8 bits, les entrées arrondies à la volée, là où le processeur sait
-        le faire et où il y gagne. Faux par défaut : la sortie est alors exactement celle de Ŵ.
+        le faire et où il y gagne. Faux par défaut : la sortie est alors exactement celle de Ŵ. Un fichier ne le garde
+        pas.
     """
 
     integer = False
@@ -333,9 +346,9 @@ class QuantizedLowRankLinear(QuantizedFactors, FactorizedLinear):
             return super().forward(x)
         if self.integer and self._integer_pays(x, u.scale, v.scale):
             y = integer_low_rank(x, (v.codes(), v.scale), (u.codes(), u.scale))
-            return y if self.bias is None else y + self.bias
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         h = x @ v.dequantize().to(x.dtype)  # (..., n) @ (n, r) -> (..., r)
-        return F.linear(h, u.dequantize().to(x.dtype), self.bias)  # (..., r) @ (r, m) -> (..., m)
+        return F.linear(h, u.dequantize().to(x.dtype), in_dtype_of(x, self.bias))  # (..., r) @ (r, m) -> (..., m)
 
     def _integer_pays(self, x: Tensor, *scales: Tensor) -> bool:
         return (

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..quantizers import Granularity, QuantizedTensor, UniformQuantizer
 from ..validation import check_conv
-from .base import copy_bias
+from .base import copy_bias, in_dtype_of
 from .conv import check_images, check_window
 from .packed import PackedTensor, PackedWeight, row_quantizer
 
@@ -82,7 +82,7 @@ class QuantizedConv2d(PackedWeight):
         if self.padding_mode != "zeros":  # les bords d'abord
             x, padding = F.pad(x, self._borders, mode=self.padding_mode), 0
         W = self.packed.dequantize().to(x.dtype)
-        return F.conv2d(x, W, self.bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, W, in_dtype_of(x, self.bias), self.stride, padding, self.dilation, self.groups)
 
     def dense_parameters(self) -> int:
         return self.out_channels * self.in_channels // self.groups * math.prod(self.kernel_size)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..activation import Calibration
 from ..quantizers import Granularity, PerChannel, PerGroup, QuantizedTensor, UniformQuantizer
 from ..validation import check_bits, check_input, check_integer, check_linear
-from .base import CompressedLinear, LowRankLinear, copy_bias
+from .base import CompressedLinear, LowRankLinear, copy_bias, in_dtype_of
 from .factorized import FactorizedLinear
 from .packed import PackedTensor, PackedWeight, row_quantizer
 from .quantized import QuantizedLowRankLinear
@@ -68,7 +68,7 @@ class QuantizedLinear(PackedWeight, CompressedLinear):
         x = check_input(x, self.in_features)
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return F.linear(x, self.packed.dequantize().to(x.dtype), self.bias)
+        return F.linear(x, self.packed.dequantize().to(x.dtype), in_dtype_of(x, self.bias))
 
     @classmethod
     def from_linear(

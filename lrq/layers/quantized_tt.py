@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gauge import regauge
-from ..quantizers import Granularity, UniformQuantizer
+from ..quantizers import Granularity, UniformQuantizer, check_quantizer
 from ..tensor_train import check_cores
 from ..validation import check_integers
 from .base import copy_bias
@@ -65,7 +65,8 @@ class QuantizedTTLinear(TTMatrixLinear):
         self.set_shapes(input_dims, output_dims, rank, clamp)
         if quantizer is None:
             quantizer = core_quantizers(n_bits, len(self.input_dims), granularity, clipping)
-        quantizers = [quantizer] * len(self.input_dims) if isinstance(quantizer, UniformQuantizer) else quantizer
+        given = quantizer if isinstance(quantizer, Sequence) else [quantizer] * len(self.input_dims)
+        quantizers = [check_quantizer(each) for each in given]
         if len(quantizers) != len(self.input_dims):
             raise ValueError(f"quantizer : reçu {len(quantizers)}, attendu un seul, ou {len(self.input_dims)}.")
         self.cores = nn.ModuleList(

@@ -81,7 +81,10 @@ def replace_modules(model: nn.Module, convert: Mapping[str, Callable[[Any], nn.M
     converted: dict[nn.Module, nn.Module] = {}
     for name, module in modules.items():
         if module not in converted:
-            converted[module] = convert[name](module).train(module.training)
+            new = convert[name](module)
+            if not isinstance(new, nn.Module):
+                raise TypeError(f"convert : rend {type(new).__name__} pour {name!r}, attendu un nn.Module.")
+            converted[module] = new.train(module.training)
     for name, module in modules.items():
         if module is model:
             return converted[module]
