@@ -153,7 +153,7 @@ def test_what_cannot_be_converted_is_refused(net):
         convert_model_to_lora([net])
     with pytest.raises(ValueError, match=r"^model : reçu un réseau déjà adapté"):
         convert_model_to_lora(convert_model_to_lora(net, rank=1), rank=1)
-    with pytest.raises(ValueError, match="rien à adapter, attendu au moins une nn.Linear"):
+    with pytest.raises(ValueError, match=r"^model : rien à adapter, attendu au moins une nn\.Linear"):
         convert_model_to_lora(nn.Sequential(nn.ReLU()), rank=1)
     with pytest.raises(ValueError, match=r"^alpha : reçu nan"):
         convert_model_to_lora(net, rank=1, alpha=math.nan)

@@ -188,3 +188,15 @@ def test_a_network_that_computes_from_four_bits_is_its_dequantized_twin():
     y, z = twin.encode(sentences), compressed.encode(sentences)
     assert (y - z).abs().max() < 1e-4
     assert torch.nn.functional.cosine_similarity(z, minilm.encode(sentences)).mean() > 0.8
+
+
+def test_recomputed_weights_are_left(uneven):
+    """Une couche paramétrée (weight_norm) ne peut être essayée à moins de bits : elle reste, le rapport le dit."""
+    model, batches = uneven
+    nn.utils.parametrizations.weight_norm(model[2])
+    method = BudgetCompression(SETTINGS | {"budget": 2000, "group_size": 8})
+    compressed = method.compress(model, batches)
+    notes = {line.name: line.note for line in method.report if line.note}
+    assert notes == {"2": "laissée : ses poids se recalculent à chaque appel"}
+    assert torch.equal(compressed[2].weight, model[2].weight)
+    assert isinstance(compressed[0], CompressedLayer)

@@ -116,6 +116,40 @@ def test_every_linear_is_replaced_and_the_original_left_alone(apply, kind, netwo
 
 
 @methods
+def test_a_layer_read_without_being_called_is_left(apply, rng):
+    """L'attention de PyTorch lit des poids : les ôter casserait ses appels, en entraînement comme en évaluation."""
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    network, x = nn.Sequential(block, nn.Linear(16, 8)).eval(), torch.randn(2, 5, 16)
+    pipeline = CombinedCompressionPipeline(network)
+    compressed = apply(pipeline)
+    for mode in (True, False):
+        assert compressed.train(mode)(x).isfinite().all()
+    assert linear_names(compressed) == [name for name in linear_names(network) if name.startswith("0.")]
+    left = {line.name for line in pipeline.report if line.note.startswith("laissée : TransformerEncoderLayer lit ses")}
+    assert left == set(linear_names(compressed))
+
+
+def test_the_report_says_which_dense_weight_remains(network):
+    pipeline = CombinedCompressionPipeline(network)
+    pipeline.apply_low_rank_then_quantize(4)
+    assert {line.name: line.note for line in pipeline.report if line.note} == {
+        "head": "le poids dense demeure : 'embedding' a le même"
+    }
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+def test_recomputed_weights_are_rounded_first_too(requantize, linear):
+    source = nn.Sequential(linear(16, 12))
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(copy.deepcopy(source[0])))
+    plain, other = (
+        CombinedCompressionPipeline(model).apply_quantize_then_low_rank(12, 2, requantize=requantize)
+        for model in (source, normed)
+    )
+    torch.testing.assert_close(plain[0].reconstruct_weight(), other[0].reconstruct_weight())
+    assert plain[0].reconstruction_error(source[0].weight) > 0.05, "2 bits n'ont rien changé"
+
+
+@methods
 def test_a_shared_layer_stays_shared_and_is_reported_once(apply, network):
     pipeline = CombinedCompressionPipeline(network)
     compressed = apply(pipeline)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from lrq import SVDConv2d
+from lrq import LoRALayer, QuantizedConv2d, SVDConv2d
 
 # nom → (in, out, noyau, options de nn.Conv2d)
 OPTIONS = {
@@ -336,6 +336,20 @@ def test_sick_weights_and_biases_are_named(bad, conv):
 def test_bad_images_are_named(x, error, message):
     with pytest.raises(error, match=f"^calibration : .*{message}"):
         SVDConv2d.from_conv2d(nn.Conv2d(4, 6, 3), 2, x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [lambda c: SVDConv2d.from_conv2d(c, 2), QuantizedConv2d.from_conv2d, lambda c: LoRALayer(c, 2)],
+    ids=["SVDConv2d", "QuantizedConv2d", "LoRALayer"],
+)
+def test_images_of_integers_are_refused(make, bias):
+    """Des poids ramenés au dtype de l'image deviendraient des zéros, et la sortie avec eux."""
+    layer = make(nn.Conv2d(3, 8, 3, bias=bias))
+    for dtype in (torch.uint8, torch.int32):
+        with pytest.raises(TypeError, match=rf"^x : reçu des éléments {dtype}, attendu des flottants"):
+            layer(torch.ones(1, 3, 8, 8, dtype=dtype))
 
 
 @pytest.mark.parametrize("x", [torch.ones(2, 3, 8, 8), torch.ones(8, 8), [1.0]])

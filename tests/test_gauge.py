@@ -373,6 +373,22 @@ def test_an_arbitrary_gauge_loses_more_to_quantization(matrix, randn):
     assert errors.pop("arbitrary") > 1.5 * max(errors.values())
 
 
+def test_what_float16_cannot_hold_is_refused():
+    """Mêler ou équilibrer agrandit : 65 504 passé, ce serait l'infini."""
+    half = torch.full((5, 2), 6e4).half()
+    for function in (balance_factors, rotate_factors):
+        with pytest.raises(
+            ValueError, match=r"^[UV] : sa décomposition va jusqu'à \S+, que torch.float16 ne peut garder"
+        ):
+            function(half, half)
+    cores = [torch.full((1, 4, 3), 6e4).half(), torch.full((3, 4, 1), 6e4).half()]
+    for function in CHAINED:
+        with pytest.raises(ValueError, match=r"que torch.float16 ne peut garder"):
+            function(cores)
+    with pytest.raises(ValueError, match=r"^core : sa décomposition va jusqu'à"):
+        rotate_tucker(torch.full((2, 2), 6e4).half(), [torch.eye(2).half(), torch.eye(2).half()])
+
+
 def test_bad_gauges_and_chains_are_named(chain, randn):
     cores = chain([4, 5], 3)
     with pytest.raises(ValueError, match=r"^gauge : reçu 'polar', attendu 'orthogonal' ou 'balanced' ou 'rotated'"):

@@ -312,6 +312,15 @@ def test_bad_command_lines_are_refused_in_french(arguments, message, run):
     assert not ENGLISH.search(err), err
 
 
+@pytest.mark.parametrize("foreign", ["", "[1, 2]" + 64 * "0", "rien de tel" + 64 * "0", '{"alias": 3}' + 64 * "0"])
+def test_metadata_of_another_tool_is_named(foreign, run, tmp_path):
+    save_file({"a.weight": torch.eye(8)}, tmp_path / "a.safetensors", {"lrq": foreign})
+    code, _, err = run("compress", tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert code == 1
+    assert "sa métadonnée « lrq » n'est pas de save_weights" in err
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
 def test_version_is_that_of_the_package(run):
     assert run("--version") == (0, f"lrq {lrq.__version__}\n", "")
 

@@ -176,6 +176,14 @@ def test_bad_arguments_are_named(arguments, error, message, network):  # noqa: F
         ParallelCompression("dossier")
 
 
+def test_a_cache_does_not_hide_what_is_no_loader(tmp_path):
+    """Les lots sont parcourus une fois de plus, pour la clé : un tenseur s'y lirait ligne à ligne."""
+    tool = ParallelCompression(CompressionCache(tmp_path))
+    for bad in (torch.ones(5, 16), 5):
+        with pytest.raises(TypeError, match=rf"^train_loader : reçu {type(bad).__name__}, attendu un DataLoader"):
+            tool.compress_parallel(nn.Sequential(nn.Linear(16, 4)), GPTQCompression(), 1, train_loader=bad)
+
+
 # --- un ouvrier qui meurt ---------------------------------------------------------------------------------------------
 
 

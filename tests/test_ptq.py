@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 
-from lrq import ActivationHistogram, PTQCompression, QuantizedConv2d, QuantizedEmbedding, QuantizedLinear
+from lrq import (
+    ActivationHistogram,
+    PTQCompression,
+    QATLowRankLinear,
+    QuantizedConv2d,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedLowRankLinear,
+)
 from lrq.compression.ptq import CALIBRATIONS
 
 
@@ -262,3 +270,23 @@ def test_more_bits_are_closer(image, batches, randn):
     assert losses[0] > 5 * losses[-1]
     assert losses[-1] < 0.05
     assert np.argmin(losses) >= 5
+
+
+# --- ce qui est déjà comprimé -----------------------------------------------------------------------------------------
+
+
+def test_a_learned_grid_is_not_thrown_away(linear):
+    model = nn.Sequential(QATLowRankLinear.from_linear(linear(16, 12), 4, 2))
+    with pytest.raises(TypeError, match=r"^layer : reçu QATLowRankLinear, dont l'arrondi s'est appris"):
+        PTQCompression({"activations": False, "bits": 2}).compress(model)
+
+
+def test_codes_are_not_rounded_again(linear, randn):
+    model, x = nn.Sequential(linear(16, 16), nn.ReLU(), linear(16, 4)), randn(5, 16)
+    method = PTQCompression({"activations": False, "layers": ["0"]})
+    model[0] = QuantizedLowRankLinear.from_linear(model[0], 4)
+    with pytest.raises(ValueError, match=r"^layers : le motif '0' ne désigne aucune couche ; noms : '2'"):
+        method.compress(model)
+    rest = PTQCompression({"activations": False}).compress(model)
+    assert torch.equal(rest[0](x), model[0](x))
+    assert type(rest[2]) is QuantizedLinear

@@ -140,6 +140,37 @@ def test_an_input_of_the_wrong_width_is_named(convert, linear, randn):
         layer([1.0] * N)
 
 
+@pytest.mark.parametrize("name", [name for name in CONVERT if "flottant" not in name])
+def test_the_bias_follows_the_input(name, linear, randn):
+    """Les poids déquantifiés prennent le dtype de l'entrée ; le biais aussi."""
+    layer, x = CONVERT[name](linear(), 8, PerTensor()), randn(3, N)
+    for dtype in (torch.float64, torch.bfloat16):
+        y = layer(x.to(dtype))
+        assert y.dtype == dtype
+        torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("kind", [QuantizedLowRankLinear, QuantizedLowRankLayer])
+def test_codes_of_another_shape_do_not_erase_the_factors(kind, randn):
+    layer, other, x = kind(16, 16, 4), kind(16, 8, 4), randn(3, 16)
+    y = layer(x)
+    other.quantize_weights()
+    with pytest.raises(RuntimeError, match=kind.__name__):
+        layer.load_state_dict(other.state_dict())
+    assert not layer.quantized
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("kind", [QuantizedLowRankLinear, QuantizedLowRankLayer])
+def test_blank_codes_draw_nothing(kind):
+    state = torch.get_rng_state()
+    layer = kind(16, 12, 4, bias=True, quantized=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert layer.quantized
+    assert {t.device.type for t in layer.state_dict().values()} == {"cpu"}
+    assert not layer.reconstruct_weight().any()
+
+
 # --- avant la quantification ------------------------------------------------------------------------------------------
 
 

@@ -410,6 +410,24 @@ def test_what_is_no_model_is_named(model, path):
     assert not path.exists()
 
 
+def test_what_a_file_cannot_hold_is_named(path):
+    """Un état qui n'est pas un tenseur, un paramètre creux : rien n'est écrit."""
+
+    class Counted(nn.Linear):
+        def get_extra_state(self):
+            return {"pas": 3}
+
+    sparse = nn.Linear(2, 2)
+    sparse.weight = nn.Parameter(torch.eye(2).to_sparse())
+    for model, name in (
+        (Counted(2, 2), "_extra_state est de sorte dict"),
+        (sparse, "weight est de sorte torch.sparse"),
+    ):
+        with pytest.raises(TypeError, match=rf"^model : {name}"):
+            save_weights(model, path)
+    assert not path.exists()
+
+
 # --- écritures qui échouent -------------------------------------------------------------------------------------------
 
 

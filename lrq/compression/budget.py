@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..activation import Calibration, output_energy
 from ..allocation import Option, allocate_budget
@@ -129,6 +129,11 @@ class BudgetCompression(GPTQCompression):
                 seen = [task.heard(i) for i in range(len(task.layers))]
                 task.seen = [Choice(bits, rank, heard) for heard in seen]
 
+    def obstacle(self, model: nn.Module, task: Task) -> str:
+        if any(is_parametrized(layer, "weight") for layer in task.layers):  # l'essai ne peut les remplacer
+            return "laissée : ses poids se recalculent à chaque appel"
+        return super().obstacle(model, task)
+
     def settings(self, task: Task) -> list[tuple[int, int]]:
         """Les (bits, rang) possibles de la couche de `task` ; un plongement n'a pas de résidu."""
         shape = dense_weight(task.layer).shape
@@ -168,10 +173,6 @@ class BudgetCompression(GPTQCompression):
         model, tasks, batches : comme pour :meth:`options`
         """
         probed = copy.deepcopy(model)
-        for task in (task for task in tasks if not task.note):
-            layer = probed.get_submodule(task.names[0])
-            if is_parametrized(layer, "weight"):  # ses poids se recalculent : on garde leur valeur
-                remove_parametrizations(layer, "weight")
         few = list(islice(batches, self.config["probe_batches"]))
 
         def outputs() -> Tensor:

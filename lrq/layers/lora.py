@@ -99,7 +99,9 @@ class LoRAAdapter(nn.Module):
     def __init__(self, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0):
         super().__init__()
         if abs(scale) > torch.finfo(working_dtype(A)).max:
-            raise ValueError(f"alpha : l'échelle {scale:g} ne tient pas en {working_dtype(A)}, attendu une plus petite.")
+            raise ValueError(
+                f"alpha : l'échelle {scale:g} ne tient pas en {working_dtype(A)}, attendu une plus petite."
+            )
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.scale, self.dropout = scale, dropout
         self.register_buffer("A_0", None)  # ce qui fut retiré de la couche gelée : voir LoRALayer.from_pissa
