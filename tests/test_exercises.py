@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pickle
+import sys
 import threading
 import time
 import warnings
@@ -1302,6 +1303,33 @@ def test_global_generator_consumed_is_said_and_restored():
     assert not bilan.reussi
     assert "torch.Generator" in repr(bilan)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_an_answer_that_leaves_python_is_an_error():
+    """sys.exit() arrêterait le carnet ; le générateur, lui aussi, est rendu."""
+
+    def leave(*args):
+        torch.rand(3)
+        sys.exit("fini")
+
+    state = torch.get_rng_state()
+    bilan = verifier("11.1.1", leave, graine=0)
+    assert not bilan.reussi
+    assert "SystemExit : fini" in repr(bilan)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("odd", ["tableau d'objets", "objet"])
+def test_what_cannot_be_compared_gets_a_sentence(odd):
+    class Unequal:
+        def __eq__(self, other):
+            raise RuntimeError("incomparable")
+
+        __hash__ = None
+
+    answer = np.array([None, 1], dtype=object) if odd == "tableau d'objets" else Unequal()
+    for number in list(EXERCISES)[::5]:
+        assert not verifier(number, lambda *args: answer, graine=0).reussi
 
 
 def test_modified_argument_is_said():

@@ -309,6 +309,7 @@ def test_on_real_digits(rng):
         ({"train_loader": iter([])}, TypeError, "train_loader : reçu un itérateur, qui s'épuise"),
         ({"val_loader": itertools.repeat(1)}, TypeError, "val_loader : reçu un itérateur"),
         ({"train_loader": 3}, TypeError, "train_loader : reçu int, attendu un DataLoader"),
+        ({"train_loader": torch.ones(8, 16)}, TypeError, "train_loader : reçu Tensor, attendu un DataLoader"),
         ({"lr": 0}, ValueError, "lr : reçu 0, attendu un nombre strictement positif"),
         ({"lr": math.nan}, ValueError, "lr : reçu nan"),
         ({"max_norm": -1}, ValueError, "max_norm : reçu -1"),

@@ -2079,3 +2079,10 @@ def test_colour_blind_readers_tell_notions_apart(colours, eye):
     seen = {name: lab(np.clip(np.array(BLIND[eye]) @ linear_rgb(colours[name]), 0, 1)) for name in NOTIONS}
     closest = min(itertools.combinations(NOTIONS, 2), key=lambda pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]))
     assert np.linalg.norm(seen[closest[0]] - seen[closest[1]]) > 15, closest
+
+
+def test_as_many_spectra_as_one_likes(randn):
+    """Quatre couleurs, puis on recommence : une cinquième matrice ne fait pas échouer la figure."""
+    figure = plots.plot_spectra({f"matrice {i}": torch.linalg.svdvals(randn(8, 8)) for i in range(6)}, "six")
+    assert len(figure.axes[0].get_lines()) == 6
+    plots.plt.close(figure)
