@@ -400,10 +400,10 @@ def bounds(root):
 
 
 def waits(root, condition, expected):
-    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie sous deux secondes."""
+    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie sous dix secondes."""
     arguments = [root.element_handle(), expected]
     try:
-        root.page.wait_for_function(f"([root, value]) => ({condition})(root, value)", arg=arguments, timeout=2000)
+        root.page.wait_for_function(f"([root, value]) => ({condition})(root, value)", arg=arguments, timeout=10_000)
     except Late:
         return False
     return True
@@ -965,7 +965,7 @@ def test_code_can_be_copied(opened, page_name):
     for root in explorers(page, CODE):
         page.evaluate("navigator.clipboard.writeText('')")
         root.locator(f"{CODE} button").first.click()
-        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''", timeout=2000)
+        page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''", timeout=10_000)
         copied = page.evaluate("navigator.clipboard.readText()")
         assert copied.strip() == root.locator(f"{CODE} pre code").text_content().strip()
 

@@ -345,10 +345,9 @@ class LoRALayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # la couche prend l'état du fichier, fusionné ou non : sinon l'adaptateur compterait deux fois, ou zéro
-        saved, W = state_dict.get(f"{prefix}_saved_weight"), self.base_weight()
-        own = state_dict.get(f"{prefix}original.weight")
-        if own is not None and own.shape == W.shape and (saved is None or saved.shape == W.shape):
-            self._saved_weight = None if saved is None else torch.empty_like(W)
+        saved, own = (state_dict.get(f"{prefix}{name}") for name in ("_saved_weight", "original.weight"))
+        if own is not None and {t.shape for t in (own, saved) if t is not None} == {self.base_weight().shape}:
+            self._saved_weight = None if saved is None else torch.empty_like(self.base_weight())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # --- plusieurs adaptateurs ----------------------------------------------------------------------------------------
