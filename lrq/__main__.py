@@ -210,7 +210,9 @@ def aliases(file: Any, path: Path, names: Sequence[str]) -> dict[str, str]:
     described = (file.metadata() or {}).get("lrq", "{}" + 64 * " ")[:-64]
     try:
         recorded = json.loads(described)
-        found = dict(recorded.get("alias", {}))
+        found = recorded.get("alias", {})
+        if not all(isinstance(name, str) for pair in found.items() for name in pair):
+            raise TypeError
     except (ValueError, AttributeError, TypeError):
         raise ValueError(f"{path} : sa métadonnée « lrq » n'est pas de save_weights.") from None
     if recorded.get("layers"):

@@ -164,7 +164,7 @@ def listen(
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
         def hear(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            x = args[0] if args else kwargs.get("input")
+            x = args[0] if args else next(iter(kwargs.values()), None)
             if not isinstance(x, Tensor):
                 raise TypeError(f"names : {name!r} reçoit {type(x).__name__} pour première entrée, attendu un tenseur.")
             if x.numel():

@@ -339,7 +339,7 @@ def propagation_bound(gains: Sequence[float], own_errors: Sequence[float]) -> li
         Autant de gains que d'erreurs, tous finis et positifs, sont attendus.
     """
     for name, values in (("gains", gains), ("own_errors", own_errors)):
-        if not isinstance(values, Sized):
+        if not isinstance(values, Sized) or getattr(values, "ndim", 1) != 1:
             raise TypeError(f"{name} : reçu {type(values).__name__}, attendu une liste de nombres.")
     if len(gains) != len(own_errors):
         raise ValueError(f"own_errors : reçu {len(own_errors)} valeurs, attendu {len(gains)}, autant que de gains.")

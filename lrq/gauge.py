@@ -164,10 +164,10 @@ def rotate_tucker(core: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, list
     """
     core, factors = check_tucker(core, factors)
     turned, rotated = core.detach().to(working_dtype(core)), []
-    for U in factors:
+    for k, U in enumerate(factors):
         R = cosine_rotation(U.shape[1]).to(turned)
         turned = torch.tensordot(turned, R, ([0], [0]))  # l'indice qui part en tête revient en queue
-        rotated.append((U.detach().to(R.dtype) @ R).to(U.dtype))
+        rotated.append(to_dtype(U.detach().to(R.dtype) @ R, U.dtype, f"factors[{k}]"))
     return to_dtype(turned, core.dtype, "core").contiguous(), rotated
 
 

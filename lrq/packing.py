@@ -35,7 +35,7 @@ def pack_bits(codes: Tensor, n_bits: int, signed: bool = True) -> Tensor:
     if check_tensor(codes, "codes").is_floating_point():
         raise TypeError(f"codes : reçu des éléments {codes.dtype}, attendu des entiers.")
     if codes.dtype in (torch.uint16, torch.uint32, torch.uint64):  # que PyTorch ne sait pas comparer
-        codes = codes.long()
+        raise TypeError(f"codes : reçu des éléments {codes.dtype}, attendu uint8, int8, int16, int32 ou int64.")
     binary = signed and n_bits == 1
     low = -1 if binary else -(2 ** (n_bits - 1)) if signed else 0
     high = 1 if binary else low + 2**n_bits - 1
@@ -80,8 +80,8 @@ def unpack_bits(packed: Tensor, n_bits: int, shape: tuple[int, ...], signed: boo
         raise TypeError(f"packed : reçu des éléments {packed.dtype}, attendu torch.uint8.")
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise TypeError(f"shape : reçu {shape!r}, attendu la forme des codes, comme (m, n).")
-    shape = torch.Size(check_integer(size, f"shape[{k}]", 0) for k, size in enumerate(shape))
-    numel = shape.numel()
+    shape = tuple(check_integer(size, f"shape[{k}]", 0) for k, size in enumerate(shape))
+    numel = math.prod(shape)
     if packed.numel() != -(-numel * n_bits // 8):
         raise ValueError(f"packed : reçu {packed.numel()} octets, attendu {-(-numel * n_bits // 8)} pour {shape}.")
     count, size = word(n_bits)

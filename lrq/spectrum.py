@@ -159,7 +159,8 @@ def marchenko_pastur_edge(m: int, n: int, norm: float) -> float:
         Une dimension nulle, une norme négative ou qui n'est pas un nombre.
     """
     m, n = check_integer(m, "m"), check_integer(n, "n")
-    if check_finite_number(norm, "norm") < 0:
+    norm = check_finite_number(norm, "norm")
+    if norm < 0:
         raise ValueError(f"norm : reçu {norm!r}, attendu une norme, positive ou nulle.")
     return norm / (m * n) ** 0.5 * (m**0.5 + n**0.5)
 

@@ -108,8 +108,10 @@ def check_loader(loader: Any, name: str) -> None:
 def pairs(loader: Iterable[Any], name: str) -> Iterator[tuple[Any, Any]]:
     """Les lots, après avoir exigé que chacun soit une paire (entrées, étiquettes)."""
     for index, batch in enumerate(loader):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
+        if not isinstance(batch, tuple | list):
             raise TypeError(f"{name} : lot {index} : reçu {type(batch).__name__}, attendu (entrées, étiquettes).")
+        if len(batch) != 2:
+            raise ValueError(f"{name} : lot {index} : reçu {len(batch)} élément(s), attendu (entrées, étiquettes).")
         yield batch[0], batch[1]
 
 

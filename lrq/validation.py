@@ -55,9 +55,9 @@ def check_matrix(W: Any, name: str = "W") -> Tensor:
 
 
 def forwards(values: Any) -> Any:
-    """`values` tel quel, ou une copie si c'est un tableau NumPy lu à l'envers, que PyTorch refuse."""
-    backwards = isinstance(values, np.ndarray) and min(values.strides, default=0) < 0
-    return values.copy() if backwards else values
+    """`values` tel quel, ou une copie si c'est un tableau NumPy dont PyTorch refuse les pas (lu à l'envers)."""
+    array = isinstance(values, np.ndarray)
+    return values.copy() if array and any(s < 0 or s % values.itemsize for s in values.strides) else values
 
 
 def is_finite(t: Tensor) -> bool:
@@ -78,9 +78,7 @@ def check_tensor(t: Any, name: str) -> Tensor:
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"{name} : reçu des éléments {t.dtype}, attendu des nombres réels.")
     if t.layout != torch.strided:
-        raise TypeError(
-            f"{name} : reçu un tenseur creux ({t.layout}), attendu un tenseur dense : to_dense() en fait un."
-        )
+        raise TypeError(f"{name} : reçu un tenseur {t.layout}, attendu un tenseur dense : to_dense() en fait un.")
     if t.is_floating_point() and t.dtype not in FLOATS:
         raise TypeError(f"{name} : reçu des éléments {t.dtype}, attendu float16, bfloat16, float32 ou float64.")
     return t
@@ -337,7 +335,7 @@ def check_input(x: Tensor, in_features: int, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (..., {in_features}).")
     if not x.is_floating_point():
-        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants : x.float() en fait.")
+        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants.")
     if x.ndim == 0 or x.shape[-1] != in_features:
         raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (..., {in_features}).")
     return x
@@ -346,6 +344,6 @@ def check_input(x: Tensor, in_features: int, name: str = "x") -> Tensor:
 def outside() -> int:
     """Le `stacklevel` qui fait désigner, par ``warnings.warn``, la ligne du lecteur, et non une des nôtres."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lrq", "functools"):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("lrq", "functools", "joblib"):
         level, frame = level + 1, frame.f_back
     return level

@@ -129,18 +129,36 @@ def test_a_layer_read_without_being_called_is_left(apply, rng):
     assert left == set(linear_names(compressed))
 
 
+def test_a_shared_block_is_left_under_all_its_names(rng):
+    block, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.randn(2, 5, 16)
+    network = nn.Sequential(nn.Linear(16, 16), block, block, nn.Linear(16, 8)).eval()
+    pipeline = CombinedCompressionPipeline(network)
+    compressed = pipeline.apply_low_rank_then_quantize(4)
+    assert compressed(x).isfinite().all()
+    assert compressed[1] is compressed[2]
+    kept = ["1.self_attn.out_proj", "1.linear1", "1.linear2"]
+    assert [line.name for line in pipeline.report] == ["0", *kept, "3"], "dans l'ordre, une fois chacune"
+    assert analyze_combined_compression(network, 4, 8) == stored(network) / stored(compressed)
+
+
 def test_the_report_says_which_dense_weight_remains(network):
     pipeline = CombinedCompressionPipeline(network)
     pipeline.apply_low_rank_then_quantize(4)
     assert {line.name: line.note for line in pipeline.report if line.note} == {
         "head": "le poids dense demeure : 'embedding' a le même"
     }
+    twins = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    twins[1].weight = twins[0].weight
+    pipeline = CombinedCompressionPipeline(twins)
+    pipeline.apply_low_rank_then_quantize(4)
+    assert [line.note for line in pipeline.report] == ["", ""], "comprimées toutes deux : il n'en demeure aucun"
 
 
 @pytest.mark.parametrize("requantize", [False, True])
 def test_recomputed_weights_are_rounded_first_too(requantize, linear):
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(linear(16, 12)))
     source = nn.Sequential(linear(16, 12))
-    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(copy.deepcopy(source[0])))
+    source[0].load_state_dict({"weight": normed[0].weight.detach(), "bias": normed[0].bias})
     plain, other = (
         CombinedCompressionPipeline(model).apply_quantize_then_low_rank(12, 2, requantize=requantize)
         for model in (source, normed)

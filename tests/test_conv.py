@@ -338,6 +338,12 @@ def test_bad_images_are_named(x, error, message):
         SVDConv2d.from_conv2d(nn.Conv2d(4, 6, 3), 2, x)
 
 
+def test_calibration_images_may_be_bytes(conv, rng):
+    source, x = conv(3, 6, 3), torch.tensor(rng.integers(0, 256, (10, 3, 8, 8)), dtype=torch.uint8)
+    found, expected = (SVDConv2d.from_conv2d(source, 2, images) for images in (x, x.float()))
+    assert torch.equal(found.reconstruct_weight(), expected.reconstruct_weight())
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     "make",

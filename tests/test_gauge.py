@@ -387,6 +387,8 @@ def test_what_float16_cannot_hold_is_refused():
             function(cores)
     with pytest.raises(ValueError, match=r"^core : sa décomposition va jusqu'à"):
         rotate_tucker(torch.full((2, 2), 6e4).half(), [torch.eye(2).half(), torch.eye(2).half()])
+    with pytest.raises(ValueError, match=r"^factors\[0\] : sa décomposition va jusqu'à"):
+        rotate_tucker(torch.ones(2, 2).half(), [torch.full((3, 2), 6e4).half(), torch.eye(2).half()])
 
 
 def test_bad_gauges_and_chains_are_named(chain, randn):

@@ -519,16 +519,14 @@ def test_a_saved_adapter_counts_once(from_merged, into_merged, ours, linear, sev
 
 
 @pytest.mark.parametrize("merged", [False, True])
-def test_a_partial_or_refused_state_keeps_the_merge(merged, lora, randn):
-    """Les seuls adaptateurs, un dictionnaire vide, un fichier d'autres formes : W₀ et la fusion demeurent."""
+def test_a_refused_state_keeps_the_merge(merged, lora, randn):
+    """Un dictionnaire vide, un fichier d'autres formes : W₀ et la fusion demeurent."""
     layer, other, x = lora(), lora(n=10, m=7), randn(3, 12)
     other.merge_weights()
     start = layer.original.weight.detach().clone()
     if merged:
         layer.merge_weights()
     before, y = snapshot(layer), layer(x)
-    adapters = {name: t for name, t in before.items() if name.startswith("adapters.")}
-    layer.load_state_dict(adapters, strict=False)
     for state in ({}, other.state_dict()):
         with pytest.raises(RuntimeError, match="LoRALayer"):
             layer.load_state_dict(state)
@@ -537,6 +535,19 @@ def test_a_partial_or_refused_state_keeps_the_merge(merged, lora, randn):
     if merged:
         layer.unmerge_weights()
     assert torch.equal(layer.original.weight, start)
+
+
+def test_other_adapters_alone_replace_the_merged_ones(lora, randn):
+    """Chargés sans la base dans une couche fusionnée : W₀ reprend ses bits, et seuls les nouveaux comptent."""
+    layer, other, x = lora(), lora(), randn(3, 12)
+    start = layer.original.weight.detach().clone()
+    layer.merge_weights()
+    adapters = {name: t for name, t in other.state_dict().items() if name.startswith("adapters.")}
+    layer.load_state_dict(adapters, strict=False)
+    assert torch.equal(layer.original.weight, start)
+    W = start + other.lora_B @ other.lora_A * other.scale
+    torch.testing.assert_close(layer(x), F.linear(x, W, layer.bias), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.weight, W)
 
 
 def test_deepcopy_of_a_merged_adapter(adapted):
@@ -602,7 +613,7 @@ def test_deleting_an_adapter(linear, several, randn):
     assert list(layer.adapters) == ["default", "b"]
     assert torch.equal(layer(x), y)
     for absent in ("éteint", ["b"], None):
-        with pytest.raises(ValueError, match=r"^name : pas d'adaptateur .* ; il y a default, b\."):
+        with pytest.raises(ValueError, match=r"^name : pas d'adaptateur .* ; noms : default, b\."):
             layer.delete_adapter(absent)
 
 
@@ -651,7 +662,7 @@ def test_bad_arguments_leave_the_layer_alone(options, error, message, linear, lo
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        ("absent", ValueError, "name : pas d'adaptateur 'absent' ; il y a default, b, éteint"),
+        ("absent", ValueError, "name : pas d'adaptateur 'absent' ; noms : default, b, éteint"),
         ({"default": 1, "absent": 1}, ValueError, "name : pas d'adaptateur 'absent'"),
         ({"b": math.nan}, ValueError, "poids de 'b' : reçu nan, attendu un nombre fini"),
         ({"b": "1"}, TypeError, "poids de 'b' : reçu '1'"),

@@ -312,7 +312,10 @@ def test_bad_command_lines_are_refused_in_french(arguments, message, run):
     assert not ENGLISH.search(err), err
 
 
-@pytest.mark.parametrize("foreign", ["", "[1, 2]" + 64 * "0", "rien de tel" + 64 * "0", '{"alias": 3}' + 64 * "0"])
+@pytest.mark.parametrize(
+    "foreign",
+    ["", "[1, 2]" + 64 * "0", "rien de tel" + 64 * "0", '{"alias": 3}' + 64 * "0", '{"alias": {"b": 3}}' + 64 * "0"],
+)
 def test_metadata_of_another_tool_is_named(foreign, run, tmp_path):
     save_file({"a.weight": torch.eye(8)}, tmp_path / "a.safetensors", {"lrq": foreign})
     code, _, err = run("compress", tmp_path / "a.safetensors", tmp_path / "b.safetensors")

@@ -1,6 +1,7 @@
 """Les couches quantifiées calculent avec ce qu'elles gardent, et n'occupent que les bits qu'elles annoncent."""
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -152,13 +153,18 @@ def test_the_bias_follows_the_input(name, linear, randn):
 
 @pytest.mark.parametrize("kind", [QuantizedLowRankLinear, QuantizedLowRankLayer])
 def test_codes_of_another_shape_do_not_erase_the_factors(kind, randn):
-    layer, other, x = kind(16, 16, 4), kind(16, 8, 4), randn(3, 16)
-    y = layer(x)
-    other.quantize_weights()
-    with pytest.raises(RuntimeError, match=kind.__name__):
-        layer.load_state_dict(other.state_dict())
-    assert not layer.quantized
-    assert torch.equal(layer(x), y)
+    """D'autres dimensions, d'autres bits, d'autres échelles, rien qu'un facteur : le refus nomme ce qui ne va pas."""
+    layer, x = kind(16, 16, 4), randn(3, 16)
+    y, states = layer(x), []
+    for other in (kind(16, 8, 4), kind(16, 16, 4, 4), kind(16, 16, 4, granularity=PerChannel(0))):
+        other.quantize_weights()
+        states.append(other.state_dict())
+    states.append({"U_packed.packed": torch.zeros(64, dtype=torch.uint8)})
+    for state, strict in itertools.product(states, (True, False)):
+        with pytest.raises(RuntimeError, match=r"[UV]_packed\.(packed|scale) : reçu .*, attendu la forme"):
+            layer.load_state_dict(state, strict=strict)
+        assert not layer.quantized
+        assert torch.equal(layer(x), y)
 
 
 @pytest.mark.parametrize("kind", [QuantizedLowRankLinear, QuantizedLowRankLayer])

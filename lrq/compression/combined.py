@@ -173,15 +173,21 @@ class CombinedCompressionPipeline:
         check_names(chosen, present, "une nn.Linear")
         check_names(() if calibration is None else calibration, present, "une nn.Linear")
         check_integer(rank, "rank")
-        readers = {name: reader_of(self.model, [name]) for name in chosen}
-        report = CompressionReport()
+        same = same_layers(self.model)
+        readers = {name: reader_of(self.model, same[name]) for name in chosen}
+        converted = [other for name in chosen if not readers[name] for other in same[name]]
+        lines: dict[str, LayerReport] = {}
         for name in filter(readers.get, chosen):
             layer: Any = self.model.get_submodule(name)
-            shape, dense = (layer.out_features, layer.in_features), stored_bytes(layer)
-            note = f"laissée : {readers[name]} lit ses poids sans l'appeler"
-            report.append(LayerReport(name, shape, None, False, dense, dense, 0.0, note=note))
+            if lines.keys().isdisjoint(same[name]):
+                shape, dense = (layer.out_features, layer.in_features), stored_bytes(layer)
+                note = f"laissée : {readers[name]} lit ses poids sans l'appeler"
+                lines[name] = LayerReport(name, shape, None, False, dense, dense, 0.0, note=note)
 
         def change(name: str) -> Callable[[nn.Linear], CompressedLinear]:
+            twin = twin_of(self.model, converted, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
+            note = "" if twin is None else f"le poids dense demeure : {twin!r} a le même"
+
             def convert(layer: nn.Linear) -> CompressedLinear:
                 shape = (layer.out_features, layer.in_features)
                 kept = min(rank, *shape)
@@ -190,25 +196,24 @@ class CombinedCompressionPipeline:
                 except (TypeError, ValueError) as refusal:
                     refusal.add_note(f"Couche refusée : {name!r}.")
                     raise
-                dense = sum(p.nbytes for p in layer.parameters())
+                dense, bits = sum(p.nbytes for p in layer.parameters()), ranks_and_bits(smaller)[1]
                 error = smaller.reconstruction_error(layer.weight)
-                bits, twin = ranks_and_bits(smaller)[1], self._twin(name)
-                note = "" if twin is None else f"le poids dense demeure : {twin!r} a le même"
-                line = LayerReport(name, shape, kept, kept < rank, smaller.nbytes(), dense, error, bits, note=note)
-                report.append(line)
+                lines[name] = LayerReport(
+                    name, shape, kept, kept < rank, smaller.nbytes(), dense, error, bits, note=note
+                )
                 return smaller
 
             return convert
 
         compressed = replace_linears(self.model, {name: change(name) for name in chosen if not readers[name]})
-        self.report = report
+        self.report = CompressionReport(lines[name] for name in chosen if name in lines)
         return compressed
 
-    def _twin(self, name: str) -> str | None:
-        """Le nom d'un autre module qui a le poids de la couche `name`, ou None."""
-        layers = {other: self.model.get_submodule(other) for other in linear_names(self.model)}
-        same = [other for other, layer in layers.items() if layer is layers[name]]
-        return twin_of(self.model, same, layers[name].weight)  # type: ignore[arg-type]
+
+def same_layers(model: nn.Module) -> dict[str, list[str]]:
+    """Tous les noms de chaque nn.Linear : une couche partagée en a plusieurs."""
+    layers = {name: model.get_submodule(name) for name in linear_names(model)}
+    return {name: [other for other, twin in layers.items() if twin is layer] for name, layer in layers.items()}
 
 
 def analyze_combined_compression(
@@ -258,9 +263,10 @@ def analyze_combined_compression(
         return empty
 
     blank = meta_copy(original_model)
+    free = [name for name, same in same_layers(blank).items() if not reader_of(blank, same)]
     before, after = (
         stored_bytes(blank),
-        stored_bytes(replace_linears(blank, convert, [name for name in names if not reader_of(blank, [name])])),
+        stored_bytes(replace_linears(blank, convert, free)),
     )
     if verbose:
         linears = nn.ModuleList(blank.get_submodule(name) for name in names)  # un poids partagé n'y compte qu'une fois

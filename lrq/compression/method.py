@@ -386,7 +386,8 @@ def compression_info(original_model: nn.Module, compressed_model: nn.Module) -> 
 
 def reader_of(model: nn.Module, names: Collection[str]) -> str:
     """La sorte du module de `model` qui lit les poids d'une de ces couches sans l'appeler, ou un texte vide."""
-    readers = [(above, module) for above, module in model.named_modules() if isinstance(module, READ_WITHOUT_CALLING)]
+    modules = model.named_modules(remove_duplicate=False)
+    readers = [(above, module) for above, module in modules if isinstance(module, READ_WITHOUT_CALLING)]
     return next((type(module).__name__ for above, module in readers for name in names if inside(name, above)), "")
 
 

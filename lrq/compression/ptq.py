@@ -34,9 +34,9 @@ class PTQCompression(CompressionMethod):
     """Les poids, et les entrées, des nn.Linear et des nn.Conv2d sur quelques bits, sans apprentissage.
 
     Les entrées d'une couche prennent une seule échelle, fixée par la calibration, qui ne les garde pas : leur
-    histogramme suffit (:class:`~lrq.ActivationHistogram`). Une couche linéaire déjà écrite en deux ou trois facteurs, ou
-    en train de tenseurs, voit quantifier ses facteurs, et non ses entrées ; une convolution factorisée et une couche à
-    plusieurs étages restent telles quelles.
+    histogramme suffit (:class:`~lrq.ActivationHistogram`). Une couche linéaire déjà écrite en deux ou trois facteurs,
+    ou en train de tenseurs, voit quantifier ses facteurs, et non ses entrées ; une convolution factorisée et une couche
+    à plusieurs étages restent telles quelles.
 
     Parameters
     ----------

@@ -122,6 +122,8 @@ class SVDConv2d(CompressedLayer):
 
 def conv_patches(conv: nn.Conv2d, x: Tensor) -> list[Calibration]:
     """Ce que chaque groupe d'une convolution voit passer : les fenêtres de l'image, à plat, `(B·L, in/g·kh·kw)`."""
+    if isinstance(x, Tensor) and not x.is_floating_point() and not x.is_complex():
+        x = x.float()  # des octets, comme une image les donne
     x = check_images(x, conv.in_channels, "calibration").detach()
     Calibration.from_inputs(x)  # refuse des images vides, nulles ou non finies ; un groupe, lui, peut n'avoir rien vu
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -165,7 +167,7 @@ def check_images(x: Tensor, channels: int, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} : reçu {type(x).__name__}, attendu un tenseur (B, {channels}, H, W).")
     if not x.is_floating_point():
-        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants : x.float() en fait.")
+        raise TypeError(f"{name} : reçu des éléments {x.dtype}, attendu des flottants.")
     if x.ndim not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"{name} : reçu la forme {tuple(x.shape)}, attendu (B, {channels}, H, W).")
     return x

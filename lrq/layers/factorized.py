@@ -192,7 +192,7 @@ def compare_factorized_vs_standard(
         Nombre d'entrées.
     linear_layer : nn.Linear, optionnel
         La couche à factoriser ; sinon une couche tout juste initialisée, comme le fait le cours.
-    seed : int
+    seed : int, au moins 0
         Graine des tirages ; le générateur global n'est pas touché.
     verbose : bool
         Imprime les résultats.

@@ -346,8 +346,11 @@ class LoRALayer(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # la couche prend l'état du fichier, fusionné ou non : sinon l'adaptateur compterait deux fois, ou zéro
         saved, own = (state_dict.get(f"{prefix}{name}") for name in ("_saved_weight", "original.weight"))
-        if own is not None and {t.shape for t in (own, saved) if t is not None} == {self.base_weight().shape}:
-            self._saved_weight = None if saved is None else torch.empty_like(self.base_weight())
+        if own is not None:
+            if {getattr(t, "shape", None) for t in (own, saved) if t is not None} == {self.base_weight().shape}:
+                self._saved_weight = None if saved is None else torch.empty_like(self.base_weight())
+        elif self._saved_weight is not None and any(key.startswith(f"{prefix}adapters.") for key in state_dict):
+            self.unmerge_weights()  # d'autres adaptateurs, seuls : W₀ ne doit plus contenir les anciens
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # --- plusieurs adaptateurs ----------------------------------------------------------------------------------------
@@ -452,7 +455,7 @@ class LoRALayer(nn.Module):
             Il n'y en a pas de ce nom.
         """
         if name not in list(self.adapters):
-            raise ValueError(f"name : pas d'adaptateur {name!r} ; il y a {', '.join(self.adapters) or 'aucun'}.")
+            raise ValueError(f"name : pas d'adaptateur {name!r} ; noms : {', '.join(self.adapters) or 'aucun'}.")
         return self.adapters[name]  # type: ignore[return-value]
 
     def _only(self) -> LoRAAdapter:
@@ -498,8 +501,8 @@ class LoRALayer(nn.Module):
     @classmethod
     def _to_be_filled(cls, layer: Adaptable, rank: int, alpha: float, **options: Any) -> Self:
         """La couche, dont A et B seront remplacés : le générateur global est rendu tel qu'il était."""
-        devices = [t.device for t in layer.parameters() if t.device.type == "cuda"]
-        with torch.random.fork_rng(devices=devices):
+        devices = {t.device for t in (*layer.parameters(), *layer.buffers()) if t.is_cuda}
+        with torch.random.fork_rng(devices=list(devices)):
             return cls(layer, rank, alpha, **options)
 
     @classmethod

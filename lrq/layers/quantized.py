@@ -126,13 +126,14 @@ class QuantizedFactors(LowRankLinear):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}U_packed.packed" in state_dict and not self.quantized:  # des codes attendent une couche quantifiée
             codes = self.blank_codes(self.get_parameter("U").device)
-            fit = (
-                key in state_dict and state_dict[key].shape == t.shape
-                for name, packed in codes.items()
-                for key, t in packed.state_dict(prefix=f"{prefix}{name}_packed.").items()
-            )
-            if all(fit):  # sinon PyTorch refusera, et les facteurs flottants seraient perdus
-                self.hold_codes(codes)
+            for name, packed in codes.items():
+                for key, t in packed.state_dict(prefix=f"{prefix}{name}_packed.").items():
+                    found = getattr(state_dict.get(key), "shape", None)
+                    if found != t.shape:  # refuser avant que les facteurs flottants ne soient perdus
+                        received = "rien" if found is None else tuple(found)
+                        args[-1].append(f"{key} : reçu {received}, attendu la forme {tuple(t.shape)}.")
+                        return
+            self.hold_codes(codes)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _packed(self, name: str) -> PackedTensor:
