@@ -129,7 +129,7 @@ class QuantizedFactors(LowRankLinear):
             for name, packed in codes.items():
                 for key, t in packed.state_dict(prefix=f"{prefix}{name}_packed.").items():
                     found = getattr(state_dict.get(key), "shape", None)
-                    if found != t.shape:  # refuser avant que les facteurs flottants ne soient perdus
+                    if found != t.shape and not t.is_meta:  # refuser avant que les facteurs flottants ne soient perdus
                         received = "rien" if found is None else tuple(found)
                         args[-1].append(f"{key} : reçu {received}, attendu la forme {tuple(t.shape)}.")
                         return

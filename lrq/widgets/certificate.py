@@ -305,8 +305,9 @@ def self_test_cases(generator: torch.Generator) -> Iterator[dict[str, Any]]:
     slopes = [slope([(0, gain), (cost, 0)], 0, 1) for gain, cost in zip(gains, costs, strict=True)]
     yield case("allocate_budget, premier achat", "bestPurchase", [gains, costs], slopes.index(max(slopes)))
     ranks = torch.randint(1, 4, (2,), generator=generator).tolist()
-    one, other = (torch.randn(4, r, generator=generator) @ torch.randn(r, 3, generator=generator) for r in ranks)
-    product = torch.linalg.matrix_rank(torch.kron(one, other), rtol=1e-4)
+    wide: dict[str, Any] = {"generator": generator, "dtype": torch.float64}  # en float32, l'arrondi cacherait un rang
+    one, other = (torch.randn(4, r, **wide) @ torch.randn(r, 3, **wide) for r in ranks)
+    product = torch.linalg.matrix_rank(torch.kron(one, other), rtol=1e-10)
     yield case("torch.kron, rang", "kroneckerRank", [ranks], product)
 
 
