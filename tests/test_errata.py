@@ -2737,15 +2737,21 @@ def test_e12_3_19():
     assert quantized(torch.zeros(2, 16)).isfinite().all()
 
 
-def test_e12_3_20():
-    lines = course("""
+def replacing_loop():
+    """Le parcours du cours, qui remplace les couches pendant qu'il les énumère."""
+    return course("""
         class Theirs:
             def compress(self, compressed_model, compress_layer):
                 for name, module in compressed_model.named_modules():
                     if isinstance(module, nn.Linear):
                         compressed_layer = compress_layer(module)
                         self._replace_layer(compressed_model, name, compressed_layer)
+                return compressed_model
     """)
+
+
+def test_e12_3_20():
+    lines = replacing_loop()
 
     def take_out_then_put(model, name, layer):
         parent, _, child = name.rpartition(".")
@@ -2786,15 +2792,7 @@ def test_e12_3_20():
 
 
 def test_e12_3_21():
-    lines = course("""
-        class Theirs:
-            def compress(self, compressed_model, compress_layer):
-                for name, module in compressed_model.named_modules():
-                    if isinstance(module, nn.Linear):
-                        compressed_layer = compress_layer(module)
-                        self._replace_layer(compressed_model, name, compressed_layer)
-                return compressed_model
-    """)
+    lines = replacing_loop()
     lines.Theirs._replace_layer = staticmethod(put)
     torch.manual_seed(0)
     model, x = nn.Linear(16, 16), torch.randn(3, 16)

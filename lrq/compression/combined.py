@@ -19,7 +19,7 @@ from ..layers.base import copy_bias
 from ..quantizers import Granularity, UniformQuantizer
 from ..validation import check_bits, check_integer, check_names
 from .impact import stored_bytes
-from .method import reader_of, twin_of
+from .method import read_elsewhere, twin_of
 from .report import CompressionReport, LayerReport, ranks_and_bits
 
 Compress = Callable[[nn.Linear, int, Calibration | None], CompressedLinear]
@@ -174,15 +174,14 @@ class CombinedCompressionPipeline:
         check_names(() if calibration is None else calibration, present, "une nn.Linear")
         check_integer(rank, "rank")
         same = same_layers(self.model)
-        readers = {name: reader_of(self.model, same[name]) for name in chosen}
-        converted = [other for name in chosen if not readers[name] for other in same[name]]
+        notes = {name: read_elsewhere(self.model, same[name]) for name in chosen}
+        converted = [other for name in chosen if not notes[name] for other in same[name]]
         lines: dict[str, LayerReport] = {}
-        for name in filter(readers.get, chosen):
+        for name in filter(notes.get, chosen):
             layer: Any = self.model.get_submodule(name)
             if lines.keys().isdisjoint(same[name]):
-                shape, dense = (layer.out_features, layer.in_features), stored_bytes(layer)
-                note = f"laissée : {readers[name]} lit ses poids sans l'appeler"
-                lines[name] = LayerReport(name, shape, None, False, dense, dense, 0.0, note=note)
+                shape = (layer.out_features, layer.in_features)
+                lines[name] = LayerReport.left(name, shape, stored_bytes(layer), notes[name])
 
         def change(name: str) -> Callable[[nn.Linear], CompressedLinear]:
             twin = twin_of(self.model, converted, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
@@ -205,7 +204,7 @@ class CombinedCompressionPipeline:
 
             return convert
 
-        compressed = replace_linears(self.model, {name: change(name) for name in chosen if not readers[name]})
+        compressed = replace_linears(self.model, {name: change(name) for name in chosen if not notes[name]})
         self.report = CompressionReport(lines[name] for name in chosen if name in lines)
         return compressed
 
@@ -263,7 +262,7 @@ def analyze_combined_compression(
         return empty
 
     blank = meta_copy(original_model)
-    free = [name for name, same in same_layers(blank).items() if not reader_of(blank, same)]
+    free = [name for name, same in same_layers(blank).items() if not read_elsewhere(blank, same)]
     before, after = (
         stored_bytes(blank),
         stored_bytes(replace_linears(blank, convert, free)),

@@ -178,10 +178,9 @@ class CompressionMethod(ABC):
 
     def obstacle(self, model: nn.Module, task: Task) -> str:
         """Ce qui oblige à laisser telle quelle la couche de `task`, dans `model`, ou un texte vide."""
-        reader, twin = reader_of(model, task.names), twin_of(model, task.names, own_weight(task.layer))
-        if reader:
-            return f"laissée : {reader} lit ses poids sans l'appeler"
-        return "" if twin is None else f"laissée : {twin!r} a le même poids, et resterait dense"
+        twin = twin_of(model, task.names, own_weight(task.layer))
+        dense = "" if twin is None else f"laissée : {twin!r} a le même poids, et resterait dense"
+        return read_elsewhere(model, task.names) or dense
 
     def names_of_layers(self, model: nn.Module, task: Task) -> list[str]:
         """Un nom, dans `model`, par couche de `task`."""
@@ -205,10 +204,8 @@ class CompressionMethod(ABC):
         Une tâche qui porte une note garde sa couche. L'erreur d'une couche refusée porte une note qui la nomme.
         """
         if task.note:
-            shape, dense = tuple(dense_weight(task.layer).shape), stored_bytes(task.layers)
-            return Result(
-                task.layers, LayerReport(task.names[0], shape, None, False, dense, dense, 0.0, note=task.note)
-            )
+            shape = tuple(dense_weight(task.layer).shape)
+            return Result(task.layers, LayerReport.left(task.names[0], shape, stored_bytes(task.layers), task.note))
         started = time.perf_counter()
         try:
             smaller = self.compress_layer(task.layer, task.heard(0))
@@ -384,11 +381,12 @@ def compression_info(original_model: nn.Module, compressed_model: nn.Module) -> 
     }
 
 
-def reader_of(model: nn.Module, names: Collection[str]) -> str:
-    """La sorte du module de `model` qui lit les poids d'une de ces couches sans l'appeler, ou un texte vide."""
-    modules = model.named_modules(remove_duplicate=False)
-    readers = [(above, module) for above, module in modules if isinstance(module, READ_WITHOUT_CALLING)]
-    return next((type(module).__name__ for above, module in readers for name in names if inside(name, above)), "")
+def read_elsewhere(model: nn.Module, names: Collection[str]) -> str:
+    """La note d'une couche de `model` dont un autre module lit les poids sans l'appeler, ou un texte vide."""
+    for above, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, READ_WITHOUT_CALLING) and any(inside(name, above) for name in names):
+            return f"laissée : {type(module).__name__} lit ses poids sans l'appeler"
+    return ""
 
 
 def twin_of(model: nn.Module, names: Collection[str], weight: Tensor) -> str | None:

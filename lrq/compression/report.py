@@ -47,6 +47,11 @@ class LayerReport:
     seconds: float = 0.0
     note: str = ""
 
+    @classmethod
+    def left(cls, name: str, shape: tuple[int, ...], nbytes: int, note: str) -> "LayerReport":
+        """La ligne d'une couche laissée telle quelle : son nom, sa forme, ses octets, et pourquoi (`note`)."""
+        return cls(name, shape, None, False, nbytes, nbytes, 0.0, note=note)
+
     @property
     def compressed(self) -> bool:
         """Faux si la couche a été laissée telle quelle ; `note` dit pourquoi."""
