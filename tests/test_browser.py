@@ -95,12 +95,16 @@ UNFOLD = """() => {
   for (const fold of document.querySelectorAll('.toggle-hidden')) fold.classList.remove('toggle-hidden');
 }"""
 # De ce qui se répète plus de `keep` fois dans un même élément, n'en laisse qu'à peu près autant, pris à intervalles ;
-# moins encore tant que la page a plus de `most` éléments.
+# moins encore tant que la page a plus de `most` éléments. Un terme ne va pas sans sa définition.
 THIN = """({keep, most, offset}) => {
   for (let left = Infinity; left > most && keep > 0; keep -= 5) {
     for (const parent of document.querySelectorAll('main *')) {
-      const children = [...parent.children], step = Math.ceil(children.length / keep);
-      if (step > 1) children.forEach((child, i) => { if (i && (i + offset) % step) child.remove(); });
+      const groups = [];
+      for (const child of parent.children) {
+        if (groups.length && child.matches('dd, dt + dt')) groups.at(-1).push(child); else groups.push([child]);
+      }
+      const step = Math.ceil(groups.length / keep);
+      groups.forEach((group, i) => { if (i && (i + offset) % step) group.forEach(child => child.remove()); });
     }
     left = document.querySelectorAll('main *').length;
   }
