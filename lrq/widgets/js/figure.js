@@ -312,7 +312,6 @@ export function jumps(onJump) {
 /** « Voir le code » : ce qui refait, avec lrq, l'état présent de la figure. */
 export function codePanel() {
   const code = element("code", { class: "language-python" });
-  const pre = element("pre", { tabindex: 0, role: "region", "aria-label": "Code Python de cet état" }, code);
   const copy = element("button", { type: "button", "data-control": "copy" }, "Copier");
   copy.addEventListener("click", async () => {
     try {
@@ -325,14 +324,17 @@ export function codePanel() {
     copy.closest(".lrq-explorer").querySelector(".lrq-spoken").textContent = copy.textContent;
   });
   const summary = element("summary", {}, "Voir le code");
-  const node = element("details", { class: "lrq-code", "data-control": "code" }, summary, copy, pre);
+  const node = element("details", { class: "lrq-code", "data-control": "code" }, summary, copy, element("pre", {}, code));
   return {
     node,
     /** `lines` : des lignes de code ; une paire [instruction, sortie] écrit la sortie attendue à côté. */
     update(lines) {
-      const text = lines.map((line) => (Array.isArray(line) ? `${line[0]}  # → ${line[1]}` : line)).join("\n");
-      if (text === code.textContent) return;
-      code.textContent = text;
+      const output = (text) => element("span", { class: "lrq-output" }, `# → ${text}`);
+      const shown = (line) => (Array.isArray(line) ? [`${line[0]}  `, output(line[1])] : [line]);
+      const next = document.createDocumentFragment();
+      next.append(...lines.flatMap((line, i) => (i ? ["\n", ...shown(line)] : shown(line))));
+      if (next.textContent === code.textContent) return;
+      code.replaceChildren(next);
       copy.textContent = "Copier";
     },
   };
