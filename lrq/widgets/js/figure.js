@@ -329,10 +329,11 @@ export function codePanel() {
     node,
     /** `lines` : des lignes de code ; une paire [instruction, sortie] écrit la sortie attendue à côté. */
     update(lines) {
-      const output = (text) => element("span", { class: "lrq-output" }, `# → ${text}`);
-      const shown = (line) => (Array.isArray(line) ? [`${line[0]}  `, output(line[1])] : [line]);
       const next = document.createDocumentFragment();
-      next.append(...lines.flatMap((line, i) => (i ? ["\n", ...shown(line)] : shown(line))));
+      for (const line of lines) {
+        const [text, output] = [line].flat();
+        next.append(text, ...(output ? ["  ", element("span", {}, `# → ${output}`)] : []), "\n");
+      }
       if (next.textContent === code.textContent) return;
       code.replaceChildren(next);
       copy.textContent = "Copier";
