@@ -403,11 +403,13 @@ def bounds(root):
     return tuple(int(root.locator(RANK).get_attribute(side)) for side in ("min", "max"))
 
 
-def waits(root, condition, expected):
-    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie sous dix secondes."""
+def waits(root, condition, expected, patience=10):
+    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie avant tant de secondes."""
     arguments = [root.element_handle(), expected]
     try:
-        root.page.wait_for_function(f"([root, value]) => ({condition})(root, value)", arg=arguments, timeout=10_000)
+        root.page.wait_for_function(
+            f"([root, value]) => ({condition})(root, value)", arg=arguments, timeout=1000 * patience
+        )
     except Late:
         return False
     return True
@@ -419,11 +421,21 @@ def rank_after(root, expected):
     return rank(root)
 
 
-def changes(root, act):
+def changes(root, act, patience=10):
     """Vrai si ce que montre l'explorateur change après `act()`."""
     before = root.evaluate(SHOWN)
     act()
-    return waits(root, f"(root, before) => ({SHOWN})(root) !== before", before)
+    return waits(root, f"(root, before) => ({SHOWN})(root) !== before", before, patience)
+
+
+def in_turn(gestures):
+    """Des gestes dont l'un au moins doit agir, et les secondes à attendre de chacun.
+
+    L'un peut n'y rien pouvoir, comme une flèche vers le bord où est déjà un curseur : tant qu'il en reste d'autres, on
+    n'attend qu'une seconde ; puis on les reprend tous, sans hâte.
+    """
+    first, last = gestures[:-1], gestures[-1]
+    return [*((each, 1) for each in first), *((each, 10) for each in (last, *first))]
 
 
 def controls(root):
@@ -491,11 +503,11 @@ def test_every_control_changes_what_is_shown(opened, page_name, gestures):
             page.evaluate(UNFOLD)  # replier le code est un des réglages
             # Un bouton qui mène au rang où l'on est déjà ne change rien : deux départs, aux deux bouts.
             ends = bounds(root) if kind(control) in {"button", "submit"} and root.locator(RANK).count() else [None]
-            for end, act in itertools.product(ends, gestures(control)):
+            for (end, act), patience in in_turn(list(itertools.product(ends, gestures(control)))):
                 if end is not None:
                     root.locator(RANK).evaluate(SET, end)
                     rank_after(root, end)
-                if changes(root, act):
+                if changes(root, act, patience):
                     break
             else:
                 idle.append(label(root, control))
@@ -1380,7 +1392,8 @@ def test_lora_is_explored_by_hand(mounted):
     for name in ("scaling", "lr", "network"):
         control = root.locator(f'[data-control="{name}"]')
         assert any(
-            changes(root, lambda key=key, control=control: control.press(key)) for key in ("ArrowDown", "ArrowUp")
+            changes(root, lambda key=key, control=control: control.press(key), patience)
+            for key, patience in in_turn(["ArrowDown", "ArrowUp"])
         )
     page.close()
     assert noise == []
