@@ -404,7 +404,7 @@ def bounds(root):
 
 
 def waits(root, condition, expected, patience=10):
-    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, est remplie avant tant de secondes."""
+    """Vrai si la condition, une fonction JavaScript de la racine et d'une valeur, tient avant `patience` secondes."""
     arguments = [root.element_handle(), expected]
     try:
         root.page.wait_for_function(
