@@ -16,6 +16,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import nn
 
 from lrq import (
@@ -1258,6 +1259,22 @@ def test_exception_shows_the_line_at_fault():
     assert bilan.verdict == "à revoir"
     assert "return W @ W @ W" in repr(bilan)
     assert "RuntimeError" in repr(bilan)
+
+
+def test_the_answer_runs_on_the_threads_we_asked_for():
+    """Le fil où elle court hérite du nombre choisi : sinon, deux vérifications voisines s'attendent l'une l'autre."""
+    seen = []
+
+    def answer(couche, erreur_max):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        verifier("11.1", answer)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 def test_endless_loop_is_stopped_and_shown(monkeypatch):

@@ -98,8 +98,10 @@ def run_within(exercise: Exercise, function: Callable[..., Any], args: tuple[Any
     """
     values: list[Any] = []
     errors: list[BaseException] = []
+    threads = torch.get_num_threads()
 
     def work() -> None:
+        torch.set_num_threads(threads)  # un fil neuf l'oublie : deux calculs voisins s'attendraient sans fin
         with contextlib.suppress(TooLong):
             try:
                 values.append(exercise.trial(function, args))
