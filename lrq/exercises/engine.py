@@ -101,7 +101,7 @@ def run_within(exercise: Exercise, function: Callable[..., Any], args: tuple[Any
     threads = torch.get_num_threads()
 
     def work() -> None:
-        torch.set_num_threads(threads)  # un fil neuf l'oublie : deux calculs voisins s'attendraient sans fin
+        torch.set_num_threads(threads)  # un fil neuf l'oublie, et deux calculs voisins s'attendent
         with contextlib.suppress(TooLong):
             try:
                 values.append(exercise.trial(function, args))

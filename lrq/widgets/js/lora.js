@@ -24,7 +24,7 @@ const MARGIN = { left: 46, right: 62, top: 30, bottom: 44 };
 const MISSED = [1, 0.01]; // l'échelle du dessin : de tout manqué à 1 % de manqués
 const LEVELS = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99];
 // Deux décimales se retrouvent d'une machine à l'autre tant que le pas, et le pas fois l'échelle, sont petits ; au-delà,
-// la moyenne reste à `TORN` près ; quand les graines diffèrent de plus, elle ne dit plus rien.
+// la moyenne reste voisine ; quand les graines se contredisent, plus rien.
 const CALM = { lr: 0.003, scaled: 0.03 };
 const TORN = 0.1;
 
@@ -69,9 +69,9 @@ function snippet({ rank, scaling, lr, now, total, trained, code }, { alpha, epoc
   const average = `sum(found) / ${seeds}`;
   let result = [[`print(f"{${average}:.2f}")`, mean.toFixed(2)]];
   if (apart > TORN)
-    result = ["# d’une graine à l’autre, rien de commun", ["print(max(found) - min(found) > 0.01)", "True"]];
+    result = ["# d’une graine à l’autre, rien de commun", ["print(max(found) - min(found) > 0.02)", "True"]];
   else if (lr > CALM.lr || lr * loraScale(alpha, rank, scaling) > CALM.scaled) {
-    const [low, high] = [mean - TORN, Math.min(mean + TORN, 1)].map((bound) => bound.toFixed(2));
+    const [low, high] = [mean - 0.05, Math.min(mean + 0.05, 1)].map((bound) => bound.toFixed(2));
     result = ["# d’une machine à l’autre, elle change un peu", [`print(${low} < ${average} < ${high})`, "True"]];
   }
   return [
