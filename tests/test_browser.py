@@ -974,16 +974,24 @@ def test_code_prints_what_it_says(opened, page_name, rng):
         assert all(map(agree, said, got)), f"{snippet}\nimprime {got}"
 
 
+# Le code montré à l'instant du clic : une figure qui calcule encore le récrit aussitôt après.
+SHOWN_AT_CLICK = """(root, code) => {
+  const keep = () => { window.shown = root.querySelector(code).textContent; };
+  root.addEventListener('click', keep, { capture: true, once: true });
+}"""
+
+
 @explored
 def test_code_can_be_copied(opened, page_name):
     page = opened(page_name)
     page.evaluate(UNFOLD)
     for root in explorers(page, CODE):
         page.evaluate("navigator.clipboard.writeText('')")
+        root.evaluate(SHOWN_AT_CLICK, f"{CODE} pre code")
         root.locator(f"{CODE} button").first.click()
         page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''", timeout=10_000)
-        copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied.strip() == root.locator(f"{CODE} pre code").text_content().strip()
+        copied, shown = page.evaluate("async () => [await navigator.clipboard.readText(), window.shown]")
+        assert copied.strip() == shown.strip()
 
 
 # --- les pages abîmées ------------------------------------------------------------------------------------------------

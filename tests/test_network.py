@@ -16,7 +16,7 @@ from lrq.widgets import NetworkExplorer
 from lrq.widgets.explorer import esm
 from lrq.widgets.network import BITS, GRANULARITIES, LAYERS, WHOLE, compress, ink, truncated
 
-GAP = 1e-4  # des scores, qui vont de −30 à 20 : float32 là-bas, float64 ici
+DELTA = 5e-6  # du plus grand poids : de tant diffèrent les facteurs de PyTorch et de la page
 RUN = """async ([module, state, settings]) => {
   const { unpack } = await import(module);
   const bytes = text => new DataView(Uint8Array.from(atob(text), char => char.charCodeAt(0)).buffer);
@@ -25,7 +25,8 @@ RUN = """async ([module, state, settings]) => {
   return settings.map(([rank, bits, granularity]) => {
     const kernels = network.compile({ rank, bits, granularity });
     const scores = network.labels.map((_, i) => Array.from(network.scoresOf(kernels, network.imageOf(i))));
-    return [scores, network.weigh({ rank, bits, granularity }).map(size => size / 8)];
+    const sizes = network.weigh({ rank, bits, granularity }).map(size => size / 8);
+    return [kernels.map(parts => parts.map(part => Array.from(part))), scores, sizes];
   });
 }"""
 
@@ -42,7 +43,7 @@ def test_set():
 
 @pytest.fixture
 def in_browser(browser, explorer):
-    """Les scores des 450 images et les octets de chaque couche, calculés par la page."""
+    """Les noyaux du réseau, les scores des 450 images et les octets de chaque couche, calculés par la page."""
     page = browser.new_page()
     state = {
         name: {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes | memoryview) else value
@@ -53,16 +54,53 @@ def in_browser(browser, explorer):
     page.close()
 
 
+def factors(W, rank):
+    """W, ou les deux facteurs équilibrés de sa SVD, là où ils pèsent moins."""
+    m, n = W.shape
+    if rank * (m + n) >= m * n:
+        return [W]
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    return [U[:, :rank] * S[:rank].sqrt(), S[:rank, None].sqrt() * Vh[:rank]]
+
+
+def rounded(part, n_bits, granularity, shift=0.0):
+    """Les poids arrondis à leur grille, après qu'on les a tous décalés de `shift`."""
+    if n_bits == 32:
+        return part + shift
+    q = lrq.UniformQuantizer(n_bits, granularity=GRANULARITIES[granularity])
+    grid = q.compute_scale_zero_point(part)
+    return q.dequantize(q.quantize(part + shift, *grid), *grid)
+
+
 def check(found, setting, x):
-    """Ce que la page a trouvé est ce que trouvent les couches de lrq."""
+    """La page applique les matrices de la formule, et lit les images comme PyTorch le fait avec elles.
+
+    Un poids au milieu de deux codes peut recevoir de la page l'autre code : elle refait du premier facteur d'une SVD le
+    second, qui diffère du nôtre au dernier chiffre. Chaque poids est donc encadré par les arrondis de ses voisins.
+    """
     rank, n_bits, granularity = setting
-    network = compress(models.load_digits_network("cnn"), rank, n_bits, GRANULARITIES[granularity])
+    kernels, scores, sizes = found
+    network = models.load_digits_network("cnn")
+    compressed = compress(copy.deepcopy(network), rank, n_bits, GRANULARITIES[granularity])
+    assert sizes == [lrq.stored_bytes(compressed.get_submodule(name)) for name in LAYERS], setting
+    inputs = 1
+    for name, kernel in zip(LAYERS, kernels, strict=True):
+        weight = network.get_submodule(name).weight
+        parts, applied = factors(weight.detach().flatten(1), rank), torch.eye(weight[0].numel(), dtype=torch.float64)
+        fans_in = (inputs, rank)[: len(parts)]  # les filtres d'abord, puis ce qui les recombine
+        for part, fan_in, numbers in zip(reversed(parts), fans_in, kernel, strict=True):
+            seen = torch.tensor(numbers, dtype=torch.float64).view(-1, fan_in, len(part)).permute(2, 1, 0).flatten(1)
+            near = DELTA * part.abs().max()
+            low, high = (rounded(part, n_bits, granularity, shift) for shift in (-near, near))
+            assert ((low - near <= seen) & (seen <= high + near)).all(), (setting, name)
+            applied = seen @ applied
+        network.get_submodule(name).weight = torch.nn.Parameter(applied.view(weight.shape))
+        inputs = len(weight)
     with torch.no_grad():
-        expected = network(x)
-    scores, sizes = torch.tensor(found[0], dtype=torch.float64), found[1]
+        expected = network.double()(x.double())
+    scores = torch.tensor(scores, dtype=torch.float64)
+    assert torch.allclose(scores, expected, rtol=0, atol=1e-9), setting
     assert torch.equal(scores.argmax(-1), expected.argmax(-1)), setting
-    assert (scores - expected).abs().max() < GAP, setting
-    assert sizes == [lrq.stored_bytes(network.get_submodule(name)) for name in LAYERS], setting
 
 
 EDGES = (1, 7, 8, 9, 10, 20, 52, WHOLE)  # de part et d'autre du rang où chaque couche redevient entière
@@ -97,18 +135,13 @@ def test_a_wrong_setting_would_be_noticed(in_browser, test_set):
 
 def by_hand(W, rank, n_bits, granularity):
     """La matrice qu'une couche applique, et ses octets, sans ses classes : SVD, arrondi, comptes."""
-    m, n = W.shape
-    parts = [W]
-    if rank * (m + n) < m * n:
-        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
-        parts = [U[:, :rank] * S[:rank].sqrt(), S[:rank, None].sqrt() * Vh[:rank]]
+    parts = factors(W, rank)
     if n_bits == 32:
         size = sum(4 * part.numel() for part in parts)
     else:
         scales = [len(part) if granularity == "row" else 1 for part in parts]
         size = sum(-(-part.numel() * n_bits // 8) for part in parts) + 4 * sum(scales)
-        q = lrq.UniformQuantizer(n_bits, granularity=GRANULARITIES[granularity])
-        parts = [q.quantize_dequantize(part) for part in parts]
+    parts = [rounded(part, n_bits, granularity) for part in parts]
     return parts[0] if len(parts) == 1 else parts[0] @ parts[1], size
 
 
