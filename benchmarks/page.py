@@ -20,6 +20,7 @@ PAGE, CERTIFICATE = "notebooks/11_00_introduction", "notebooks/figures"
 
 WEIGHT_TARGET, STATE_TARGET = 700_000, 150_000  # octets
 HEAVIER = {"lrq.widgets.network.NetworkExplorer": 240_000}  # elle emporte un réseau entier et 450 images
+TOGETHER = 4  # pages qu'on pèse ensemble : le silence qu'on attend de l'une passe pendant qu'une autre s'ouvre
 READY_TARGET = 1.5  # secondes après `load`
 FRAME = 1 / 60
 PAINT_TARGET, SLOW_TARGET = 0.034, 0.067  # deux images ; quatre, sur un processeur quatre fois plus lent
@@ -113,21 +114,23 @@ def first_loads(opened: Any, site: str, names: list[str], book: Path = BOOK) -> 
     Chaque fichier est compressé comme le ferait un serveur, par gzip, s'il ne l'est déjà.
     """
     loads, sizes = {}, {}  # presque toutes les pages demandent les mêmes fichiers : chacun n'est pesé qu'une fois
-    for name in names:
-        context = opened.new_context()
-        page = context.new_page()
-        answers: dict[str, Any] = {}
-        page.on("response", lambda answer, answers=answers: answers.setdefault(answer.url, answer))
-        visit(page, site, name, book)
-        page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
-        page.wait_for_load_state("networkidle")
-        found = {url: answer for url, answer in answers.items() if urlsplit(url).scheme.startswith("http")}
-        sizes |= {url: weighed(answer) for url, answer in found.items() if url not in sizes}
-        loads[name] = {
-            url.removeprefix(site): (sizes[url], answer.request.resource_type == "image")
-            for url, answer in found.items()
-        }
-        context.close()
+    for start in range(0, len(names), TOGETHER):
+        visits: list[tuple[str, Any, dict[str, Any]]] = []
+        for name in names[start : start + TOGETHER]:
+            page, answers = opened.new_context().new_page(), {}
+            page.on("response", lambda answer, answers=answers: answers.setdefault(answer.url, answer))
+            visit(page, site, name, book)
+            visits.append((name, page, answers))
+        for name, page, answers in visits:
+            page.evaluate("async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }")
+            page.wait_for_load_state("networkidle")
+            found = {url: answer for url, answer in answers.items() if urlsplit(url).scheme.startswith("http")}
+            sizes |= {url: weighed(answer) for url, answer in found.items() if url not in sizes}
+            loads[name] = {
+                url.removeprefix(site): (sizes[url], answer.request.resource_type == "image")
+                for url, answer in found.items()
+            }
+            page.context.close()
     return loads
 
 

@@ -234,6 +234,7 @@ PRINTED = re.compile(
 
 
 @cache
+@cache
 def prose(html):
     """Les blocs de texte d'une page, le code et les formules remplacés par un signe."""
     page = BeautifulSoup(html, "html.parser")
