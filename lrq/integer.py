@@ -4,6 +4,8 @@ x (codes · Δ) ≈ δ Δ (x̂ codes), où x̂ = arrondi(x/δ) et δ est propre 
 exact sur 32, puis deux échelles. Le processeur fait quatre de ces produits ou plus là où il en fait un de flottants.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,30 @@ ENOUGH = 2**18  # codes au-dessous desquels la vingtaine d'appels à PyTorch co�
 
 def has_integer_products(device: torch.device) -> bool:
     """Vrai si le processeur multiplie des entiers de 8 bits d'une seule instruction (VNNI ou AMX)."""
-    return device.type == "cpu" and torch.cpu._is_vnni_supported()
+    return device.type == "cpu" and torch.cpu._is_vnni_supported() and sums_exactly()
+
+
+@cache
+def sums_exactly() -> bool:
+    """Vrai si ``torch._int_mm`` ne perd rien : sans VNNI, deux produits s'ajoutent sur 16 bits, et y débordent."""
+    largest = torch.full((2, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest.t()) == 64 * 127**2).all())
+
+
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, exact sur 32 bits ; en float64, exact lui aussi mais lent, là où le processeur ne l'est pas.
+
+    Parameters
+    ----------
+    a : Tensor, (N, n), int8
+    b : Tensor, (n, k), int8
+        n au plus `LONGEST`, et aucun code −128.
+
+    Returns
+    -------
+    Tensor, (N, k), int32
+    """
+    return torch._int_mm(a, b) if sums_exactly() else (a.double() @ b.double()).int()
 
 
 def integer_pays(rows: int, rank: int, codes: int) -> bool:
@@ -60,7 +85,7 @@ def integer_product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     if scale.shape == (len(codes), 1):  # une par ligne : elle multiplie x d'abord
         x, scale = x * scale.t(), scale.new_ones(())
     rounded, row = quantize_rows(x)
-    exact = torch._int_mm(rounded, codes)  # (N, n) @ (n, k) -> (N, k), int32
+    exact = exact_product(rounded, codes)  # (N, n) @ (n, k) -> (N, k), int32
     y = exact.view(torch.float32).copy_(exact)  # sur place : les deux types ont la même taille
     return y.mul_(row * scale) if scale.ndim == 0 else y.mul_(row).mul_(scale)
 

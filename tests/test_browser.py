@@ -875,7 +875,7 @@ def test_a_first_visit_follows_the_system(contexts, site, system):
 # --- « Voir le code » -------------------------------------------------------------------------------------------------
 
 EXPECTED = re.compile(r"#\s*→\s?(.*?)\s*$", re.MULTILINE)
-DECIMAL = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
+MEASURED = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?|\d+(?= (?:%|/ 450$))")
 
 
 def promised(snippet):
@@ -892,13 +892,14 @@ def printed(snippet):
 
 
 def agree(one, other):
-    """Les mêmes mots et les mêmes nombres, à une unité près de la dernière décimale écrite.
+    """Les mêmes mots et les mêmes nombres ; à une unité près du dernier chiffre écrit, ce que l'on mesure.
 
-    Le navigateur et PyTorch s'accordent à 1e-5 près : l'arrondi peut tomber de part et d'autre.
+    Le navigateur et PyTorch s'accordent à 1e-5 près : un arrondi peut tomber de part et d'autre, le code d'un poids à
+    mi-chemin de deux autres aussi, et avec lui l'image que deux chiffres se disputent.
     """
-    if DECIMAL.sub("0", one) != DECIMAL.sub("0", other):
+    if MEASURED.sub("0", one) != MEASURED.sub("0", other):
         return False
-    for a, b in zip(DECIMAL.findall(one), DECIMAL.findall(other), strict=True):
+    for a, b in zip(MEASURED.findall(one), MEASURED.findall(other), strict=True):
         mantissa, _, exponent = a.partition("e")
         unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
         if abs(float(a) - float(b)) > 1.001 * unit:
@@ -913,6 +914,12 @@ def agree(one, other):
         ("0.954", "0.955", True),
         ("0.954", "0.956", False),
         ("rang 12", "rang 13", False),
+        ("12 %, 90 octets", "13 %, 90 octets", True),
+        ("12 %, 90 octets", "14 %, 90 octets", False),
+        ("12 %, 90 octets", "12 %, 91 octets", False),
+        ("448 / 450", "449 / 450", True),
+        ("448 / 450", "446 / 450", False),
+        ("449 / 450 octets", "448 / 450 octets", False),
         ("1.20e-03", "1.21e-03", True),
         ("1.20e-03", "1.20e-02", False),
         ("gauss 0.5", "value 0.5", False),
@@ -1682,20 +1689,23 @@ def test_the_network_and_python_read_alike(mounted, rng):
         network_state(root, explorer)
         verdict = readout(root, "verdict")
         assert f"{explorer.nbytes} octets" in verdict, explorer
-        assert f"{explorer.correct} chiffres sur 450" in verdict, explorer
         cells = root.locator('[data-readout="confusion"] td').evaluate_all("all => all.map(cell => cell.textContent)")
-        assert [0 if cell == "·" else int(cell) for cell in cells] == explorer.confusion.flatten().tolist()
+        confusion = torch.tensor([0 if cell == "·" else int(cell) for cell in cells]).view(10, 10)
+        right = int(confusion.trace())
+        assert f"{right} chiffres sur 450" in verdict, explorer
+        assert agree(f"{right} / 450", f"{explorer.correct} / 450"), explorer
+        assert (confusion - explorer.confusion).abs().sum() <= 2, explorer  # une image passe d'une case à une autre
         sizes = root.locator('[data-readout="layers"] td:last-child').evaluate_all("all => all.map(c => c.textContent)")
         assert sum(int(re.sub(r"\D", "", size)) for size in sizes) == explorer.nbytes
         scores = root.locator('[data-readout="scores"] td:last-child').evaluate_all(
             "all => all.map(c => c.textContent)"
         )
         shown = [float(score.replace(",", ".").replace("−", "-").replace("\u202f", "")) for score in scores]
-        assert shown == pytest.approx(explorer.scores.tolist(), abs=0.051), explorer
+        assert shown == pytest.approx(explorer.scores.tolist(), abs=0.07), explorer  # l'arrondi, et un code voisin
         snippet = root.locator(f"{CODE} pre code").text_content()
         said = promised(snippet)
         best = explorer.scores.max()
-        assert said[:2] == [f"{explorer.correct} / 450", f"{explorer.nbytes} / 85544 octets"]
+        assert said[:2] == [f"{right} / 450", f"{explorer.nbytes} / 85544 octets"]
         assert agree(said[2], f"{int(explorer.scores.argmax())} {best:.2f}"), explorer
         if turn % 2 == 0:
             got = printed(snippet)

@@ -11,18 +11,20 @@ from lrq.integer import (
     BLOCK,
     ENOUGH,
     LONGEST,
+    exact_product,
     has_integer_products,
     integer_low_rank,
     integer_pays,
     integer_product,
     quantize_rows,
+    sums_exactly,
 )
 
 CPU = torch.device("cpu")
 TINY = float(torch.finfo(torch.float32).tiny)
 ODD = [(1, 1, 1), (3, 1, 5), (1, 17, 1), (2, 3, 70), (65, 33, 31), (5, 129, 2)]
 SCALES = ["tenseur", "ligne", "colonne"]
-exact = pytest.mark.skipif(not has_integer_products(CPU), reason="ce processeur n'a pas de produits de 8 bits")
+instruction = pytest.mark.skipif(not has_integer_products(CPU), reason="ce processeur n'a pas de produits de 8 bits")
 
 
 def rounded(x):
@@ -120,7 +122,6 @@ def test_the_input_is_left_alone(randn, codes):
 # --- le produit -------------------------------------------------------------------------------------------------------
 
 
-@exact
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("rows", "n", "k"), ODD)
 def test_products_are_those_of_numpy(scale, rows, n, k, randn, codes):
@@ -131,17 +132,47 @@ def test_products_are_those_of_numpy(scale, rows, n, k, randn, codes):
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
-@exact
+@pytest.fixture
+def saturating(monkeypatch):
+    """Un processeur d'avant VNNI : deux produits voisins s'ajoutent sur 16 bits, et s'y écrêtent."""
+
+    def product(a, b):
+        a, b = a.long(), b.long()
+        pairs = zip((a + 128).split(2, dim=1), b.split(2), strict=True)  # oneDNN rend le premier positif
+        total = sum((left @ right).clamp(-(2**15), 2**15 - 1) for left, right in pairs)
+        return (total - 128 * b.sum(0)).int()
+
+    monkeypatch.setattr("torch._int_mm", product)
+    sums_exactly.cache_clear()
+    yield product
+    monkeypatch.undo()
+    sums_exactly.cache_clear()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_processor_that_saturates_changes_nothing(scale, saturating, randn, codes):
+    """Sans cette précaution, une couche de MiniLM s'écarte de 14 % au lieu de 1 %."""
+    assert not sums_exactly()
+    assert not has_integer_products(CPU)
+    x, (q, s) = randn(5, 64), codes(64, 9, scale)
+    expected = oracle_product(x.numpy(), q.numpy(), s.numpy())
+    np.testing.assert_allclose(
+        integer_product(x, q, s).numpy(), expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max()
+    )
+    a, b = codes(5, 64)[0], codes(64, 9)[0]
+    assert (exact_product(a, b) == (a.long() @ b.long())).all()
+    assert (saturating(a, b) != (a.long() @ b.long())).any()
+
+
 def test_the_sum_is_exact_where_float16_and_float32_would_not_be():
     n = 2**13  # 127² · 8192 > 2²⁴
     x, q = torch.ones(1, n), torch.full((n, 2), 127, dtype=torch.int8)
     q[0, 1] = 126
     y = integer_product(x, q, torch.tensor(1.0))
     assert float(y[0, 0] - y[0, 1]) == pytest.approx(1, abs=0.1)
-    assert torch._int_mm(torch.full((1, n), 127, dtype=torch.int8), q).tolist() == [[127**2 * n, 127**2 * n - 127]]
+    assert exact_product(torch.full((1, n), 127, dtype=torch.int8), q).tolist() == [[127**2 * n, 127**2 * n - 127]]
 
 
-@exact
 @pytest.mark.parametrize("scales", [(a, b) for a in SCALES for b in SCALES], ids=str)
 @pytest.mark.parametrize("leading", [(), (0,), (2, 0, 3), (5,), (2, 3)], ids=str)
 def test_both_products_are_those_of_numpy(scales, leading, randn, codes):
@@ -156,7 +187,6 @@ def test_both_products_are_those_of_numpy(scales, leading, randn, codes):
     assert gap.size == 0 or np.median(gap) <= 1e-5 * np.abs(expected).max()
 
 
-@exact
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_the_output_has_the_dtype_of_the_input(dtype, randn, codes):
     x, V, U = randn(4, 19, dtype=dtype), codes(19, 5), codes(13, 5)
@@ -165,7 +195,6 @@ def test_the_output_has_the_dtype_of_the_input(dtype, randn, codes):
     torch.testing.assert_close(y, integer_low_rank(x.float(), V, U).to(dtype), rtol=0, atol=0)
 
 
-@exact
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_row_does_not_depend_on_the_others(scale, randn, codes, monkeypatch):
     V, U = codes(19, 5, scale), codes(13, 5, scale)
@@ -181,7 +210,6 @@ def test_a_row_does_not_depend_on_the_others(scale, randn, codes, monkeypatch):
     assert common[0].abs().max() == 0 < whole[0].abs().max()
 
 
-@exact
 def test_a_sick_row_stays_sick_and_alone(randn, codes):
     V, U, x = codes(19, 5), codes(13, 5), randn(4, 19)
     good = integer_low_rank(x, V, U)
@@ -193,7 +221,6 @@ def test_a_sick_row_stays_sick_and_alone(randn, codes):
         assert torch.equal(y[[0, 1, 3]], good[[0, 1, 3]])
 
 
-@exact
 def test_blocks_cover_more_rows_than_one_block_holds(randn, codes):
     n = BLOCK // 16
     x, V, U = randn(35, n), codes(n, 3), codes(4, 3)
@@ -203,7 +230,6 @@ def test_blocks_cover_more_rows_than_one_block_holds(randn, codes):
 # --- dans la couche ---------------------------------------------------------------------------------------------------
 
 
-@exact
 @pytest.mark.parametrize("n_bits", [2, 4, 8])
 @pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerChannel(1)], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["biais", "sans biais"])
@@ -229,7 +255,6 @@ def test_the_layer_stays_within_the_rounding_of_its_inputs(n_bits, granularity, 
     assert 0 < relative < 0.02
 
 
-@exact
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_the_layer_in_other_precisions(dtype, layer, randn, forced):
     made, x = layer(40, 30, 12, dtype=dtype), randn(5, 40, dtype=dtype)
@@ -240,7 +265,6 @@ def test_the_layer_in_other_precisions(dtype, layer, randn, forced):
     assert (y - made(x)).double().norm() < 0.03 * y.double().norm()
 
 
-@exact
 def test_an_empty_batch_goes_through(layer, randn, forced):
     made = layer(40, 30, 12)
     for leading in [(0,), (2, 0, 3)]:
@@ -308,7 +332,7 @@ def test_it_pays_for_few_rows_of_a_large_layer_only():
     assert not has_integer_products(torch.device("meta"))
 
 
-@exact
+@instruction
 def test_the_real_rule_sends_a_large_layer_to_integers(randn, monkeypatch):
     calls = []
     monkeypatch.setattr(

@@ -261,6 +261,12 @@ def test_predicted_errors_are_the_measured_ones(instance):
     assert told["empirical_spectral"] == pytest.approx(told["theoretical_spectral"], abs=30 * eps * size)
 
 
+def sketch_condition(n, seed, dtype):
+    """Le conditionnement des vecteurs gaussiens que tire ``torch.svd_lowrank`` quand il en tire autant que W en a."""
+    torch.manual_seed(seed)
+    return float(torch.linalg.cond(torch.randn(n, n, dtype=dtype).double()))
+
+
 @prop(
     instance=matrices_and_ranks(most=40),
     oversample=st.integers(0, 12),
@@ -291,7 +297,8 @@ def test_randomized_svds_tell_the_error_they_make(instance, oversample, n_iter, 
     assert measured == pytest.approx(svd.error, abs=30 * eps)
     assert enough.error <= target or told
     if rank + oversample >= min(W.shape):  # tout l'espace est vu : rien n'est perdu
-        assert svd.error == pytest.approx(dropped(W, rank), abs=50 * eps)
+        worst = 1.0 if n_iter else sketch_condition(min(W.shape), seed, W.dtype)
+        assert svd.error == pytest.approx(dropped(W, rank), abs=50 * eps * worst)
     if min(W.shape) >= 2 and oversample >= 2:
         formula = math.sqrt(2 + rank / (oversample - 1)) * dropped(W, rank)
         assert lrq.halko_bound(lrq.singular_values(W), rank, oversample) == pytest.approx(formula, abs=100 * eps)
