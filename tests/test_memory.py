@@ -77,7 +77,7 @@ def test_adapters_are_added_in_place(network, tokens):  # noqa: F811
     y = network(tokens)
     compress_inplace(network, METHODS["lora"]())
     assert isinstance(network.twice, LoRALayer)
-    assert torch.equal(network(tokens), y)
+    torch.testing.assert_close(network(tokens), y)  # B = 0 ; le biais ne s'ajoute pas au même moment
     free = [name for name, p in network.named_parameters() if p.requires_grad]
     assert free
     assert all(".adapters." in name for name in free)

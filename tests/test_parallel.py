@@ -144,7 +144,7 @@ def test_training_and_adapters_work_too(network, loader, tokens):  # noqa: F811
     if torch.get_num_threads() == 1:
         identical(together, alone)
     adapted = ParallelCompression().compress_parallel(network, LoRACompression({"target_modules": ["body"]}), 2)
-    assert torch.equal(adapted(tokens), network(tokens))
+    torch.testing.assert_close(adapted(tokens), network(tokens))  # B = 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
